@@ -1,0 +1,1 @@
+"""Prefect flows and the ``mlcd`` command. Importing this package loads neither Ray nor torch."""

@@ -1,0 +1,73 @@
+"""The errors people see. Each says what failed, what was found, what was expected and how to fix it.
+
+MlcdError
++-- ConfigError            a key, a preset or a value that cannot be meant
++-- DataError              input shards that are missing, unreadable or without images
+|   +-- LabelDataError     label columns or label files that do not fit
++-- TooFewRowsError        more centroids asked for than the rows can carry
++-- StoreError             storage that cannot be read or written ("cannot tell", never "absent")
+|   +-- CorruptRecordError a receipt, manifest or part that is not what its record says
++-- UpstreamMissingError   a stage that was not selected and is not committed either
++-- StageFailedError       units that did not add up, or work that failed on a worker
++-- TrainingError          NaN loss, labels out of range, a world size that does not fit
+"""
+
+
+class MlcdError(Exception):
+    """Base of all errors meant for people; ``code`` is stable, the text holds what, got, expected, fix."""
+
+    code = "mlcd"
+
+
+class ConfigError(MlcdError):
+    """A key, preset or value that cannot be meant."""
+
+    code = "config"
+
+
+class DataError(MlcdError):
+    """Input shards that are missing, unreadable or without images."""
+
+    code = "data"
+
+
+class LabelDataError(DataError):
+    """A label column or label file that does not fit its data."""
+
+    code = "label-data"
+
+
+class TooFewRowsError(MlcdError):
+    """More centroids asked for than the usable rows can carry."""
+
+    code = "too-few-rows"
+
+
+class StoreError(MlcdError):
+    """Storage that cannot be read or written. Never raised for something that is merely absent."""
+
+    code = "store"
+
+
+class CorruptRecordError(StoreError):
+    """A receipt, manifest or part whose content is not what its record says."""
+
+    code = "corrupt"
+
+
+class UpstreamMissingError(MlcdError):
+    """A stage that was not selected to run and is not committed either."""
+
+    code = "upstream-missing"
+
+
+class StageFailedError(MlcdError):
+    """Rows that do not add up, or work that failed on a worker."""
+
+    code = "stage-failed"
+
+
+class TrainingError(MlcdError):
+    """A loss that is not finite, labels out of range, or a world size that does not fit."""
+
+    code = "training"

@@ -1,0 +1,138 @@
+"""The trained tower, the untrained tower and the source embedder side by side, and the clusters they learned from.
+
+Test rows are encoded here and nowhere else: they never enter the embed, cluster, label or train stages, nor any fit.
+Shapes: N rows, D dims, L labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlcd_core.dataset import Shard, ShardReader
+from mlcd_core.errors import LabelDataError
+from mlcd_core.evaluate.clusters import ClassAgreement, ClusterQuality, cluster_quality
+from mlcd_core.evaluate.probes import probe_features
+from mlcd_core.evaluate.targets import Targets
+from mlcd_core.images import Embedder, decode_images
+from mlcd_core.specs import EvaluateSpec
+from mlcd_core.tables import RowStatus
+
+SOURCES = ("trained", "untrained", "source")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """Usable rows of some shards: features by embedder name, the raw label of each row, and which rows these are."""
+
+    features: dict[str, NDArray[np.float32]]
+    labels: list[Any]
+    positions_N: NDArray[np.int64]
+
+
+def encode_shards(
+    shards: Sequence[Shard], embedders: Mapping[str, Embedder], *, spec: EvaluateSpec, pool: ThreadPoolExecutor
+) -> EncodedRows:
+    """Decode every row once per image size and encode it with every embedder; rows that do not decode are left out.
+
+    Without embedders nothing is decoded and every row is returned with its label.
+    """
+    features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in embedders}
+    labels: list[Any] = []
+    positions: list[int] = []
+    offset = 0
+    for shard in shards:
+        reader = ShardReader(shard, image_column=spec.image_column, label_column=spec.label_column)
+        for rows in reader:
+            decoded = {
+                size: decode_images(rows.images, image_size=size, max_pixels=spec.max_pixels, pool=pool)
+                for size in {embedder.image_size for embedder in embedders.values()}
+            }
+            usable_B = ~np.array(rows.upstream_failed, dtype=bool)
+            for images in decoded.values():
+                usable_B &= images.status_B == RowStatus.OK
+            for name, embedder in embedders.items():
+                pixels_BCHW = torch.from_numpy(decoded[embedder.image_size].pixels_BCHW[usable_B])
+                features[name].append(_encode(embedder, pixels_BCHW, spec.batch_rows))
+            found = rows.labels or [None] * len(rows.images)
+            labels += [label for label, usable in zip(found, usable_B, strict=True) if usable]
+            positions += [offset + rows.first_row + int(i) for i in np.flatnonzero(usable_B)]
+        offset += shard.rows
+    joined = {name: np.concatenate(parts) for name, parts in features.items()}
+    return EncodedRows(joined, labels, np.array(positions, dtype=np.int64))
+
+
+def compare_features(train: EncodedRows, test: EncodedRows, *, spec: EvaluateSpec) -> dict[str, Any]:
+    """Probe scores by embedder name, with what stands behind them under ``details``.
+
+    Raises LabelDataError when a usable row has no label or test rows hold classes that train rows do not.
+    """
+    _check_labels(train.labels, "train")
+    _check_labels(test.labels, "test")
+    targets = Targets.from_labels(train.labels, test.labels)
+    scores = {
+        name: asdict(probe_features(train.features[name], test.features[name], targets, spec))
+        for name in train.features
+    }
+    details = {name: score.pop("details") for name, score in scores.items()}
+    return {"scores": scores, "details": details, "kind": targets.kind, "test_rows": len(test.labels)}
+
+
+def describe_clusters(
+    labels_NL: NDArray[np.int32],
+    num_centroids: int,
+    *,
+    embeddings_ND: NDArray[np.float16],
+    raw_labels: Sequence[Any] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Cluster evidence as plain values: sizes, identical embeddings, and with labels purity and recall beside chance."""
+    multi_hot_NC = None
+    if raw_labels is not None:
+        multi_hot_NC = Targets.from_labels(raw_labels, raw_labels).train_NC
+    quality = cluster_quality(
+        labels_NL, num_centroids, multi_hot_NC=multi_hot_NC, embeddings_ND=embeddings_ND, seed=seed
+    )
+    return _plain(quality)
+
+
+def _encode(embedder: Embedder, pixels_BCHW: torch.Tensor, batch_rows: int) -> NDArray[np.float32]:
+    batches = [embedder.encode(batch).float().cpu() for batch in pixels_BCHW.split(batch_rows)]
+    if not batches:
+        return np.zeros((0, embedder.dim), dtype=np.float32)
+    encoded: NDArray[np.float32] = torch.cat(batches).numpy()
+    return encoded
+
+
+def _check_labels(labels: Sequence[Any], side: str) -> None:
+    missing = sum(label is None for label in labels)
+    if missing:
+        raise LabelDataError(
+            f"{missing:,} of {len(labels):,} {side} rows have no label; give every row one (an empty list is a label)"
+        )
+
+
+def _plain(quality: ClusterQuality) -> dict[str, Any]:
+    return {
+        "rows": quality.rows,
+        "usable": quality.usable,
+        "size_min": quality.size_min,
+        "size_quantiles": {str(q): size for q, size in quality.size_quantiles.items()},
+        "size_max": quality.size_max,
+        "imbalance": quality.imbalance,
+        "empty_clusters": quality.empty_clusters,
+        "identical_embeddings": quality.identical_embeddings,
+        "agreement": _agreement(quality.agreement),
+        "chance": _agreement(quality.chance),
+    }
+
+
+def _agreement(agreement: ClassAgreement | None) -> dict[str, Any] | None:
+    if agreement is None:
+        return None
+    by_rank = {name: {str(k): v for k, v in getattr(agreement, name).items()} for name in ("recall", "precision")}
+    return {"purity": agreement.purity, **by_rank}

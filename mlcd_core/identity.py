@@ -1,0 +1,82 @@
+"""Identity of specs, inputs and units: sha256 of canonical JSON.
+
+Only values with one stable spelling are accepted; anything else raises instead of hashing an address or a repr, since
+a fingerprint that differs between two processes recomputes days of work without a word.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlcd_core.specs import StageSpec
+
+NAME_DIGITS = 12
+
+
+def canonical_json(value: object) -> str:
+    """Spell ``value`` in the one way that is hashed: sorted keys, no spaces, floats by shortest round-trip repr.
+
+    Accepts None, bool, int, finite float, str, and lists, tuples and string-keyed mappings of them.
+    Raises TypeError for everything else, ValueError for NaN and infinities.
+    """
+    _check(value, "value")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def fingerprint(value: object) -> str:
+    """sha256 (64 hex digits) of the canonical JSON of ``value``."""
+    return sha256_hex(canonical_json(value).encode())
+
+
+def spec_fingerprint(spec: StageSpec) -> str:
+    """Identity of a stage's spec, its name and code version included."""
+    return fingerprint(spec_record(spec))
+
+
+def spec_record(spec: StageSpec) -> dict[str, Any]:
+    """The hashed content of a spec, as ``spec.json`` keeps it."""
+    return {"stage": spec.STAGE, "stage_version": spec.STAGE_VERSION, "spec": spec.model_dump(mode="json")}
+
+
+def short(digest: str) -> str:
+    """The digits of a digest that stand in names; records always hold all 64."""
+    assert len(digest) == 64, f"not a sha256: {digest!r}"
+    return digest[:NAME_DIGITS]
+
+
+def sha256_hex(data: bytes) -> str:
+    """sha256 of bytes as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name the fields that differ between two nested records, as ``a.b: old -> new``, sorted."""
+    lines: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed_fields(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def _check(value: object, where: str) -> None:
+    if value is None or isinstance(value, (bool, int, str)):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value!r}, which has no canonical spelling; use a finite number")
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r} of type {type(key).__name__}; use string keys")
+            _check(item, f"{where}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        for i, item in enumerate(value):
+            _check(item, f"{where}[{i}]")
+    else:
+        raise TypeError(f"{where} is a {type(value).__name__}, which has no stable encoding; use JSON values")

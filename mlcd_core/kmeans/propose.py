@@ -1,0 +1,70 @@
+"""Candidates from a coarse float32 matrix product, with a proven ceiling over every centroid left out.
+
+A backend only proposes: whatever it computes with, it names candidate ids and a number that no other centroid's exact
+score exceeds. ``assign`` reranks the candidates and decides whether the ceiling settles the row, so the result does not
+depend on the backend. Shapes: B rows of a tile, K centroids, D dims, M candidates per row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlcd_core.errors import ConfigError
+
+TILE_CENTROIDS = 2048
+FLOAT32_ROUNDOFF = 2.0**-24
+# rows are at most 1 + 2^-10 long, centroids 1 + sqrt(D) 2^-25
+LENGTH_PRODUCT = 1.01
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """``ids_BM`` int64; the exact score of every other centroid is at most ``ceiling_B`` (float64)."""
+
+    ids_BM: Tensor
+    ceiling_B: Tensor
+
+
+def propose(points_BD: Tensor, centroids_KD: Tensor, num_candidates: int, tile_centroids: int) -> Candidates:
+    """The centroids with the highest float32 scores. With ``num_candidates`` = K no other is left: ceiling -inf."""
+    _check_float32_products()
+    rows_BD = points_BD.float()
+    scores_BM = rows_BD.new_empty((len(rows_BD), 0))
+    ids_BM = torch.empty((len(rows_BD), 0), dtype=torch.int64)
+    for start in range(0, len(centroids_KD), tile_centroids):
+        tile_scores = rows_BD @ centroids_KD[start : start + tile_centroids].T
+        assert tile_scores.dtype == torch.float32, "autocast lowers the precision that the ceiling counts on"
+        best = tile_scores.topk(min(num_candidates, tile_scores.shape[1]), sorted=False)
+        merged_scores = torch.cat([scores_BM, best.values], dim=1)
+        merged_ids = torch.cat([ids_BM, best.indices + start], dim=1)
+        kept = merged_scores.topk(min(num_candidates, merged_scores.shape[1]), sorted=False).indices
+        scores_BM, ids_BM = merged_scores.gather(1, kept), merged_ids.gather(1, kept)
+    return Candidates(ids_BM, _ceiling(scores_BM, centroids_KD))
+
+
+def _ceiling(scores_BM: Tensor, centroids_KD: Tensor) -> Tensor:
+    num_centroids, dim = centroids_KD.shape
+    if scores_BM.shape[1] == num_centroids:
+        return torch.full((len(scores_BM),), -torch.inf, dtype=torch.float64)
+    # what was left out scored no more than the lowest candidate, and no score is further off than the error
+    return scores_BM.amin(dim=1).double() + float32_dot_error(dim)
+
+
+def float32_dot_error(dim: int) -> float:
+    """Bound on a float32 dot's error in any order of summation, with or without FMA: gamma_D |x| |c|.
+
+    gamma_D = D u / (1 - D u): Higham, Accuracy and Stability of Numerical Algorithms, section 3.1. Cauchy-Schwarz
+    bounds sum |x_i c_i| by |x| |c|; products are multiples of 2^-48, so nothing underflows.
+    """
+    assert dim < 2**20, f"no useful bound at {dim} dims"
+    return dim * FLOAT32_ROUNDOFF / (1 - dim * FLOAT32_ROUNDOFF) * LENGTH_PRODUCT
+
+
+def _check_float32_products() -> None:
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    if precision not in ("none", "ieee"):
+        raise ConfigError(
+            f"float32 matrix products run in {precision} here, which the exact assignment cannot certify; expected "
+            "float32: call torch.set_float32_matmul_precision('highest')"
+        )

@@ -1,0 +1,46 @@
+"""Where and how a stage runs: never hashed, so changing a worker count is a cache hit.
+
+Train's world size can change the last bits of the weights; it is kept in the manifest's provenance.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Runtime(BaseModel):
+    """Base: unknown fields are errors, instances are immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int = Field(1, ge=1, description="Ray actors or train workers")
+    threads: int = Field(1, ge=1, description="threads per worker")
+    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
+
+
+class EmbedRuntime(Runtime):
+    """``pretrained`` says where the weights are found; their sha256 is what counts."""
+
+    pretrained: str = Field("", description="path of a weights file, or an open_clip tag; empty: the packaged codebook")
+
+
+class ClusterRuntime(Runtime):
+    """``tile_rows`` bounds the score tile; it does not change the result."""
+
+    tile_rows: int = Field(4096, ge=1, description="rows scored at once")
+    save_every: int = Field(1, ge=1, description="iterations between saved links")
+
+
+class LabelRuntime(Runtime):
+    """Rows scored at once."""
+
+    tile_rows: int = Field(4096, ge=1)
+
+
+class TrainRuntime(Runtime):
+    """World size and the checkpoint interval."""
+
+    checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
+    log_steps: int = Field(20, ge=1, description="steps between log records")
+
+
+class EvaluateRuntime(Runtime):
+    """Evaluation runs in one worker."""

@@ -1,0 +1,113 @@
+"""What each stage computes: frozen models whose canonical JSON is hashed into the stage's address.
+
+Anything that can change a byte of the result on one machine is here; where and how (workers, devices, paths) is in
+``runtimes``. ``STAGE_VERSION`` goes up when the same spec would give other bytes.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+StageName = Literal["embed", "cluster", "label", "train", "evaluate"]
+STAGES: tuple[StageName, ...] = ("embed", "cluster", "label", "train", "evaluate")
+
+
+class Spec(BaseModel):
+    """Base: unknown fields are errors, instances are immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageSpec(Spec):
+    """A spec with its stage name and the version of the code that computes it."""
+
+    STAGE: ClassVar[StageName]
+    STAGE_VERSION: ClassVar[int] = 1
+
+
+class EmbedSpec(StageSpec):
+    """One off-the-shelf embedding per image."""
+
+    STAGE = "embed"
+
+    embedder: Literal["hog_words", "open_clip"] = "hog_words"
+    architecture: str = Field("", description="open_clip model name, for example ViT-B-32")
+    weights_sha256: str = Field("", description="sha256 of the weights file; resolved from embed.pretrained when empty")
+    image_size: int = Field(32, ge=8, description="pixels of the square crop that the embedder sees")
+    batch_rows: int = Field(256, ge=1, description="rows per encoder call; the last batch of a shard is shorter")
+    max_pixels: int = Field(64_000_000, ge=1, description="an image with more pixels gets the status too_many_pixels")
+    image_column: str = Field("auto", description="column with the image bytes, or auto: jpg, png, webp, image")
+    key_column: str = Field("key", description="string column that names the row; made from shard and row when absent")
+
+
+class ClusterSpec(StageSpec):
+    """Spherical k-means over the usable embeddings."""
+
+    STAGE = "cluster"
+
+    num_centroids: int | None = Field(None, ge=1, description="K; usable rows / rows_per_centroid when not given")
+    rows_per_centroid: int = Field(30, ge=4)
+    iterations: int = Field(20, ge=1)
+    tolerance: float = Field(1e-4, ge=0, description="stop when the objective improves by less than this share")
+    seed: int = 0
+    recipe: Literal["exact"] = "exact"
+
+
+class LabelSpec(StageSpec):
+    """The nearest centroids of each row, best first."""
+
+    STAGE = "label"
+
+    num_labels: int = Field(16, ge=1, description="L, centroid ids kept per row; how many train is train.num_positive")
+
+
+class HeadSpec(StageSpec):
+    """The discrimination loss over class centers (MLCD, arXiv 2407.17331)."""
+
+    STAGE = "train"
+
+    loss: Literal["mlcd", "softmax"] = Field(
+        "mlcd", description="mlcd: Eq. 5; softmax: single label, num_positive 1"
+    )
+    margin_kind: Literal["cosface"] = "cosface"
+    margin: float = Field(0.3, ge=0, description="subtracted from the cosine of positives")
+    scale: float = Field(64.0, gt=0)
+    negative_ratio: float = Field(0.1, gt=0, le=1, description="r, share of the classes drawn as negatives each step")
+    sampling: Literal["independent"] = "independent"
+
+
+class TrainSpec(HeadSpec):
+    """One training run of a tower against the cluster labels."""
+
+    tower: str = Field("conv-tiny", description="conv-tiny, or an open_clip vision tower such as open_clip:ViT-B-32")
+    image_size: int = Field(32, ge=8)
+    max_pixels: int = Field(64_000_000, ge=1)
+    image_column: str = "auto"
+    num_positive: int = Field(8, ge=1, description="l, how many of a row's labels are its positives")
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(64, ge=1, description="B, rows of the global batch")
+    lanes: int = Field(8, ge=1, description="fixed reading lanes; world size divides lanes divides batch_size")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    center_learning_rate: float = Field(2e-3, gt=0)
+    center_weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps with linear warm-up; then cosine to 0")
+    clip_norm: float = Field(5.0, gt=0, description="global gradient norm of tower and head together")
+    augment: Literal["shift_jitter", "crop_flip", "none"] = "shift_jitter"
+    seed: int = 0
+
+
+class EvaluateSpec(StageSpec):
+    """Probes of the trained tower, the untrained tower and the source embedder on labelled rows."""
+
+    STAGE = "evaluate"
+
+    label_column: str = Field("", description="int, or list of ints, per row; empty: cluster evidence only")
+    image_column: str = "auto"
+    max_pixels: int = Field(64_000_000, ge=1)
+    knn: int = Field(20, ge=1, description="neighbours of the kNN vote")
+    probe_c: tuple[float, ...] = Field((0.1, 1.0, 10.0), description="inverse L2 strengths tried on training folds")
+    batch_rows: int = Field(256, ge=1)
+    seed: int = 0

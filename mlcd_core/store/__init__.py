@@ -1,0 +1,21 @@
+"""Storage: whole objects, receipts and manifests, and the two shapes of stages built on them."""
+
+from mlcd_core.store.chain import Chain
+from mlcd_core.store.files import FileInfo, Files, LocalFiles
+from mlcd_core.store.folder import StageFolder, StagePlan, UnitTask
+from mlcd_core.store.records import Manifest, Part, Receipt, content_digest, read_part
+
+__all__ = [
+    "Chain",
+    "FileInfo",
+    "Files",
+    "LocalFiles",
+    "Manifest",
+    "Part",
+    "Receipt",
+    "StageFolder",
+    "StagePlan",
+    "UnitTask",
+    "content_digest",
+    "read_part",
+]

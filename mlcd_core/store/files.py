@@ -1,0 +1,117 @@
+"""The few things the pipeline asks of storage, and the local folder that answers them.
+
+Objects appear whole or not at all, and a name that was created once is never created again. Everything else (units,
+receipts, manifests) is built on these operations, so another store is one more class of this protocol.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlcd_core.errors import StoreError
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One listed object: its name under the root, and its size."""
+
+    path: str
+    bytes: int
+
+
+class Files(Protocol):
+    """Whole objects under one root; names are relative, with ``/``. Failures raise StoreError, never mean absence."""
+
+    def read(self, path: str) -> bytes | None:
+        """The object's bytes, or None when it does not exist."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Make the object appear with exactly these bytes, replacing one of that name."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put if absent: False, and nothing changed, when the name exists."""
+
+    def list(self, prefix: str) -> list[FileInfo]:
+        """Every object under the folder ``prefix``, sorted by name; empty when there is none."""
+
+    def delete(self, path: str) -> None:
+        """Remove the object; absent is fine."""
+
+    def uri(self, path: str) -> str:
+        """The address a person can open."""
+
+
+class LocalFiles:
+    """A folder. Writes go to a temporary name in the same directory, are synced, then linked or renamed into place."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def read(self, path: str) -> bytes | None:
+        with self._explained("read", path):
+            try:
+                return (self.root / path).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._explained("write", path), self._written(path, data) as temporary:
+            os.replace(temporary, self.root / path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self._explained("write", path), self._written(path, data) as temporary:
+            try:
+                os.link(temporary, self.root / path)
+            except FileExistsError:
+                return False
+            return True
+
+    def list(self, prefix: str) -> list[FileInfo]:
+        with self._explained("list", prefix):
+            found = [
+                FileInfo(file.relative_to(self.root).as_posix(), file.stat().st_size)
+                for file in (self.root / prefix).rglob("*")
+                if file.is_file() and not file.name.startswith(".tmp-")
+            ]
+            return sorted(found, key=lambda info: info.path)
+
+    def delete(self, path: str) -> None:
+        with self._explained("delete", path):
+            (self.root / path).unlink(missing_ok=True)
+
+    def uri(self, path: str) -> str:
+        return str(self.root / path)
+
+    @contextmanager
+    def _written(self, path: str, data: bytes) -> Iterator[Path]:
+        """A synced temporary file beside the target; gone on exit, the directory synced after a success."""
+        folder = (self.root / path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".tmp-{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot {verb} {self.root / path}: {error.strerror or error}; "
+                "check that the folder exists, is writable and has free space, or choose another with --root"
+            ) from error

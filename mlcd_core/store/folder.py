@@ -1,0 +1,231 @@
+"""A stage's folder: what is done, what is missing, how a unit and a manifest are committed.
+
+    {root}/{stage}/{spec12}/spec.json
+                            units/{unit12}-{attempt:04d}.json      receipts, never overwritten
+                            data/{name}-{sha12}{suffix}            immutable, content in the name
+                            manifests/{input12}-{attempt:04d}.json the highest valid attempt is the truth
+
+A commit writes the data file, then the receipt (put-if-absent), and after the last unit the manifest. A kill between
+two of these leaves either nothing that counts or one more finished unit.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlcd_core.errors import CorruptRecordError, StageFailedError
+from mlcd_core.identity import fingerprint, sha256_hex, short, spec_fingerprint, spec_record
+from mlcd_core.specs import StageSpec
+from mlcd_core.store.files import Files
+from mlcd_core.store.records import (
+    Manifest,
+    Part,
+    Receipt,
+    content_digest,
+    decode_manifest,
+    decode_receipt,
+    encode,
+    provenance,
+)
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit that must run: its position in the stage's order, its identity, and the attempt its receipt will carry."""
+
+    index: int
+    unit: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one input of a stage needs: the committed manifest, or the units done and pending."""
+
+    manifest: Manifest | None
+    done: dict[str, Receipt]
+    pending: tuple[UnitTask, ...]
+    attempt: int
+
+    @property
+    def state(self) -> str:
+        """``hit``, ``partial`` or ``miss``."""
+        if self.manifest is not None:
+            return "hit"
+        return "partial" if self.done else "miss"
+
+
+class StageFolder:
+    """Reads and commits the records of one spec of one stage."""
+
+    def __init__(self, files: Files, spec: StageSpec) -> None:
+        self.files = files
+        self.spec = spec
+        self.fingerprint = spec_fingerprint(spec)
+        self.prefix = f"{spec.STAGE}/{short(self.fingerprint)}"
+
+    def open(self) -> None:
+        """Write ``spec.json`` if it is absent. Raises CorruptRecordError when another spec stands at this address."""
+        record = spec_record(self.spec)
+        path = f"{self.prefix}/spec.json"
+        if not self.files.create(path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n"):
+            found = json.loads(self.files.read(path) or b"null")
+            if fingerprint(found) != self.fingerprint:
+                raise CorruptRecordError(
+                    f"{self.files.uri(path)} holds another spec than {self.fingerprint}; move that folder away"
+                )
+
+    def plan(self, inputs: Mapping[str, str], units: Sequence[str]) -> StagePlan:
+        """Compare the records with one listing of the folder.
+
+        inputs: role -> digest of what the stage reads. units: identities of its units, in order; ``()`` for a chain,
+        whose links are found by ``Chain``. A part that is missing or has another size makes its unit pending.
+        """
+        sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
+        manifests = self._manifests(sizes)
+        input_digest = fingerprint(dict(inputs))
+        own = [m for m in manifests if m.input == input_digest]
+        attempt = max((m.attempt for m in own), default=0) + 1
+        whole = [m for m in own if all(sizes.get(part.path) == part.bytes for part in m.parts)]
+        if whole:
+            newest = max(whole, key=lambda m: m.attempt)
+            return StagePlan(newest, {}, (), newest.attempt)
+        sealed = _sealed_units(manifests)
+        done: dict[str, Receipt] = {}
+        pending: list[UnitTask] = []
+        for index, unit in enumerate(units):
+            receipt, next_attempt = self._newest_receipt(unit, sealed.get(unit, 1), sizes)
+            if receipt is not None:
+                done[unit] = receipt
+            else:
+                pending.append(UnitTask(index, unit, next_attempt))
+        return StagePlan(None, done, tuple(pending), attempt)
+
+    def put(
+        self, name: str, suffix: str, data: bytes, *, rows: int, usable: int, counts: Mapping[str, int] | None = None
+    ) -> Part:
+        """Write one immutable data file, named by its content, and describe it."""
+        digest = sha256_hex(data)
+        path = f"{self.prefix}/data/{name}-{short(digest)}{suffix}"
+        self.files.put(path, data)
+        return Part(name, path, rows, usable, len(data), digest, dict(counts or {}))
+
+    def commit(
+        self,
+        task: UnitTask,
+        parts: Sequence[Part],
+        *,
+        number: int = 0,
+        state: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Write the unit's receipt if it is absent, and return the one that stands."""
+        receipt = Receipt(
+            unit=task.unit,
+            attempt=task.attempt,
+            write_id=uuid.uuid4().hex,
+            parts=tuple(parts),
+            number=number,
+            state=dict(state or {}),
+            provenance={**provenance(), **(notes or {})},
+        )
+        path = self.receipt_path(task.unit, task.attempt)
+        if self.files.create(path, encode(receipt)):
+            return receipt
+        data = self.files.read(path)
+        assert data is not None, f"{path} exists and does not"
+        return decode_receipt(data, self.files.uri(path))
+
+    def seal(
+        self,
+        inputs: Mapping[str, str],
+        receipts: Sequence[Receipt],
+        *,
+        attempt: int,
+        expected_rows: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest over the units' parts, in the given order, and return the one that stands.
+
+        Raises StageFailedError when the rows do not add up to ``expected_rows``: nothing is lost without a word.
+        """
+        parts: list[Part] = []
+        offset = 0
+        for receipt in receipts:
+            for part in receipt.parts:
+                parts.append(replace(part, offset=offset))
+                offset += part.rows
+        if expected_rows is not None and offset != expected_rows:
+            raise StageFailedError(
+                f"{self.prefix}: the units hold {offset:,} rows, the input has {expected_rows:,}; "
+                "the input changed while it was read: run again"
+            )
+        manifest = Manifest(
+            stage=self.spec.STAGE,
+            spec=self.fingerprint,
+            input=fingerprint(dict(inputs)),
+            inputs=dict(inputs),
+            attempt=attempt,
+            digest=content_digest(tuple(parts)),
+            rows=offset,
+            usable=sum(part.usable for part in parts),
+            parts=tuple(parts),
+            metrics=dict(metrics or {}),
+            provenance={
+                **provenance(),
+                **(notes or {}),
+                "units": [[r.unit, r.attempt, len(r.parts)] for r in receipts],
+            },
+        )
+        path = f"{self.prefix}/manifests/{short(manifest.input)}-{attempt:04d}.json"
+        if self.files.create(path, encode(manifest)):
+            return manifest
+        data = self.files.read(path)
+        assert data is not None, f"{path} exists and does not"
+        return decode_manifest(data, self.files.uri(path))
+
+    def receipt_path(self, unit: str, attempt: int) -> str:
+        """Where the receipt of a unit's attempt stands."""
+        return f"{self.prefix}/units/{short(unit)}-{attempt:04d}.json"
+
+    def read_receipt(self, unit: str, attempt: int) -> Receipt | None:
+        """The receipt of this attempt, or None; raises CorruptRecordError for one of another unit."""
+        path = self.receipt_path(unit, attempt)
+        data = self.files.read(path)
+        if data is None:
+            return None
+        receipt = decode_receipt(data, self.files.uri(path))
+        if receipt.unit != unit:
+            raise CorruptRecordError(f"{self.files.uri(path)} is the receipt of unit {receipt.unit}, expected {unit}")
+        return receipt
+
+    def _manifests(self, sizes: Mapping[str, int]) -> list[Manifest]:
+        found = []
+        for path in sizes:
+            if path.startswith(f"{self.prefix}/manifests/"):
+                data = self.files.read(path)
+                assert data is not None, f"{path} vanished while it was read"
+                found.append(decode_manifest(data, self.files.uri(path)))
+        return found
+
+    def _newest_receipt(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> tuple[Receipt | None, int]:
+        """The first attempt from ``attempt`` on whose parts are whole, else the first attempt not yet taken."""
+        while self.receipt_path(unit, attempt) in sizes:
+            receipt = self.read_receipt(unit, attempt)
+            assert receipt is not None
+            if all(sizes.get(part.path) == part.bytes for part in receipt.parts):
+                return receipt, attempt
+            attempt += 1
+        return None, attempt
+
+
+def _sealed_units(manifests: Sequence[Manifest]) -> dict[str, int]:
+    """unit -> the highest attempt that a sealed manifest names."""
+    sealed: dict[str, int] = {}
+    for manifest in manifests:
+        for unit, attempt, _ in manifest.provenance["units"]:
+            sealed[unit] = max(attempt, sealed.get(unit, 0))
+    return sealed

@@ -1,0 +1,8 @@
+"""Training: towers against cluster labels with a sharded head; the loop, its data, its checkpoints."""
+
+from mlcd_core.train.checkpoint import load_tower
+from mlcd_core.train.labels import TrainData
+from mlcd_core.train.loop import train
+from mlcd_core.train.model import Tower, build_tower
+
+__all__ = ["Tower", "TrainData", "build_tower", "load_tower", "train"]

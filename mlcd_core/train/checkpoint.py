@@ -1,0 +1,156 @@
+"""Checkpoints: one safetensors file per class block, the tower, its optimizer, and a small state.
+
+Every rank writes its own blocks; rank 0 writes the rest and appends the link that makes the checkpoint count. Files
+are by class block, not by rank, so any allowed world size can load them, reading only the blocks it owns. Equal
+weights are equal bytes. No pickle. A link's number is the global step: how many steps are done.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlcd_core.errors import CorruptRecordError, TrainingError
+from mlcd_core.identity import canonical_json, sha256_hex, spec_fingerprint
+from mlcd_core.specs import TrainSpec
+from mlcd_core.store import Chain, Part, Receipt
+from mlcd_core.train.head import ShardedHead
+from mlcd_core.train.model import Tower, build_tower
+
+TOWER_PART = "tower"
+TOWER_OPTIMIZER_PART = "tower-optimizer"
+CENTER_DECAY_PART = "center-decay"
+STATE_PART = "state"
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """Everything that training changes, on one rank."""
+
+    spec: TrainSpec
+    tower: Tower
+    tower_optimizer: torch.optim.AdamW
+    head: ShardedHead
+
+
+def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[dict[str, float]]) -> Receipt:
+    """Write the state after ``step`` steps and append its link; all ranks call it and get the link that stands.
+
+    Where another writer's link was first and differs, that one is loaded: what stands is what goes on.
+    """
+    head, ranks = trainee.head, trainee.head.ranks
+    own = [_put(chain, _block_name(block), head.block_state(block)) for block in _filled(head, head.blocks)]
+    if ranks.rank == 0:
+        own += [
+            _put(chain, TOWER_PART, trainee.tower.state_dict()),
+            _put(chain, TOWER_OPTIMIZER_PART, _optimizer_tensors(trainee)),
+            _put(chain, CENTER_DECAY_PART, {"log_decay": head.optimizer.log_decay}),
+            chain.put(STATE_PART, ".json", canonical_json(_state(trainee, step=step, epoch=epoch)).encode()),
+        ]
+    parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
+    state = {"step": step, "epoch": epoch, "curve": curve}
+    link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
+    if list(link.parts) != parts:
+        load(trainee, chain, link)
+    return link
+
+
+def load(trainee: Trainee, chain: Chain, link: Receipt) -> None:
+    """Make the trainee what it was after ``link.number`` steps.
+
+    Raises TrainingError for a checkpoint of another spec or clustering, CorruptRecordError for a part that is missing
+    or changed.
+    """
+    head, parts = trainee.head, {part.name: part for part in link.parts}
+    _check_state(trainee, json.loads(_read(chain, parts, STATE_PART)), link.number)
+    for block in _filled(head, head.blocks):
+        saved = _tensors(chain, parts, _block_name(block))
+        for name, tensor in head.block_state(block).items():
+            tensor.copy_(saved[name])
+    head.optimizer.log_decay = _tensors(chain, parts, CENTER_DECAY_PART)["log_decay"].to(head.device)
+    trainee.tower.load_state_dict(_tensors(chain, parts, TOWER_PART))
+    _restore_optimizer(trainee, _tensors(chain, parts, TOWER_OPTIMIZER_PART))
+
+
+def load_tower(spec: TrainSpec, tower_part: bytes) -> Tower:
+    """The trained tower from the bytes of a manifest's part ``tower``, on the CPU, ready for evaluation."""
+    import safetensors.torch
+
+    tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed)
+    tower.load_state_dict(safetensors.torch.load(tower_part))
+    return tower.eval()
+
+
+def _block_name(block: int) -> str:
+    return f"block-{block:04d}"
+
+
+def _filled(head: ShardedHead, blocks: range) -> list[int]:
+    return [block for block in blocks if len(head.partition.classes(range(block, block + 1)))]
+
+
+def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:
+    import safetensors.torch
+
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    return chain.put(name, ".safetensors", safetensors.torch.save(whole))
+
+
+def _read(chain: Chain, parts: Mapping[str, Part], name: str) -> bytes:
+    if name not in parts:
+        raise CorruptRecordError(
+            f"a checkpoint has no part {name!r}, it has {', '.join(sorted(parts))}; "
+            "delete that link's receipt and run again: training goes on from the link before"
+        )
+    data = chain.read(parts[name])
+    if sha256_hex(data) != parts[name].sha256:
+        raise CorruptRecordError(
+            f"{chain.folder.files.uri(parts[name].path)} is not what its receipt says (sha256 {sha256_hex(data)[:12]}, "
+            f"expected {parts[name].sha256[:12]}); delete it and run again: training goes on from the link before"
+        )
+    return data
+
+
+def _tensors(chain: Chain, parts: Mapping[str, Part], name: str) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    tensors: dict[str, Tensor] = safetensors.torch.load(_read(chain, parts, name))
+    return tensors
+
+
+def _state(trainee: Trainee, *, step: int, epoch: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": epoch,
+        "spec": spec_fingerprint(trainee.spec),
+        "num_classes": trainee.head.num_classes,
+        "dim": trainee.head.dim,
+    }
+
+
+def _check_state(trainee: Trainee, found: dict[str, Any], step: int) -> None:
+    expected = _state(trainee, step=step, epoch=found["epoch"])
+    if found != expected:
+        differing = [f"{key} {found.get(key)!r}, expected {expected[key]!r}" for key in expected]
+        raise TrainingError(
+            f"the checkpoint of step {step} is of another run: {'; '.join(differing)}; "
+            "train into its own root, or delete that chain"
+        )
+
+
+def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    state = trainee.tower_optimizer.state
+    return {
+        f"{kind}.{name}": tensor
+        for name, parameter in trainee.tower.named_parameters()
+        for kind, tensor in state[parameter].items()
+    }
+
+
+def _restore_optimizer(trainee: Trainee, saved: dict[str, Tensor]) -> None:
+    for name, parameter in trainee.tower.named_parameters():
+        moments = {kind: saved[f"{kind}.{name}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
+        trainee.tower_optimizer.state[parameter] = {"step": saved[f"step.{name}"], **moments}

@@ -1,0 +1,47 @@
+"""Negative sampling: which classes stand as negatives at a step. The same on any device and world size.
+
+Exactly S = max(1, round(r * C)) classes are drawn, independent of the positives: the union with the positives that
+Partial FC takes would exceed r at 8 labels per row (230,600 distinct positives at the paper's batch, 23 % of a million
+classes, where r is 10 %).
+
+With k = splitmix64(seed, step) mod C, the block [start, end) draws floor((S*end + k)/C) - floor((S*start + k)/C)
+classes: the sum telescopes to S, and over k every block, and so every class, has the same chance S/C. (Rounding each
+block's share alone would starve some classes for ever.) Inside a block the classes with the smallest keys
+splitmix64(seed, step, class id) win; the lower id on a tie.
+
+V blocks, M classes of the biggest block, S sampled classes.
+"""
+
+import torch
+from torch import Tensor
+
+from mlcd_core.hashing import splitmix64
+from mlcd_core.train.head.blocks import ClassBlocks
+
+
+def num_negatives(num_classes: int, negative_ratio: float) -> int:
+    """S, the classes drawn at each step."""
+    return max(1, round(negative_ratio * num_classes))
+
+
+def sampled_classes(
+    partition: ClassBlocks, blocks: range, *, num_sampled: int, seed: int, step: int, device: torch.device
+) -> Tensor:
+    """The class ids that ``blocks`` draw at ``step``, ascending, int64 on ``device``."""
+    num_classes = partition.num_classes
+    offset = int(splitmix64(seed, step)) % num_classes
+    bounds = torch.arange(blocks.start, blocks.stop + 1, device=device) * num_classes // partition.num_blocks
+    quota_V = block_quotas(bounds, num_sampled=num_sampled, offset=offset, num_classes=num_classes)
+    size_V = bounds.diff()
+    column_M = torch.arange(int(size_V.max()), device=device)
+    ids_VM = bounds[:-1, None] + column_M
+    keys_VM = splitmix64(seed, step, ids_VM)
+    # classes beyond the end of a shorter block come last
+    keys_VM = torch.where(column_M < size_V[:, None], keys_VM, torch.iinfo(torch.int64).max)
+    by_key_VM = ids_VM.gather(1, keys_VM.argsort(dim=1, stable=True))
+    return by_key_VM[column_M < quota_V[:, None]].sort().values
+
+
+def block_quotas(bounds: Tensor, *, num_sampled: int, offset: int, num_classes: int) -> Tensor:
+    """How many classes each block [bounds[v], bounds[v + 1]) draws at the offset k."""
+    return ((num_sampled * bounds + offset) // num_classes).diff()

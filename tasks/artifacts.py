@@ -1,0 +1,72 @@
+"""What the Prefect UI shows of a stage: one markdown artifact with a fixed key, so that runs can be compared over time.
+
+Pictures are small PNGs inside the markdown. Showing is best effort: work that is committed is not undone because a
+server did not take its picture.
+"""
+
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+
+from mlcd_core.charts import curves_png, data_uri, histogram_png
+from mlcd_core.store import Manifest
+from tasks.reporting import best_effort_errors, stage_logger
+from tasks.tables import metrics_table
+
+
+def publish_stage_artifact(record: dict[str, Any], manifest: Manifest) -> None:
+    """Create the artifact ``mlcd-{stage}`` of the current run."""
+    try:
+        create_markdown_artifact(stage_markdown(record, manifest), key=f"mlcd-{manifest.stage}")
+    except best_effort_errors() as error:
+        stage_logger().warning("the artifact of %s was not stored: %s", manifest.stage, error)
+
+
+def stage_markdown(record: dict[str, Any], manifest: Manifest) -> str:
+    """The stage's result as markdown: where it lies, what it counts, and its pictures."""
+    rows = [
+        ("result", record["result"]),
+        ("rows", f"{manifest.rows:,}, of them usable {manifest.usable:,}"),
+        ("units run", record["units_run"]),
+        ("seconds", record["seconds"]),
+        ("spec", manifest.spec),
+        ("digest", manifest.digest),
+        ("where", record["uri"]),
+    ]
+    head = f"# {manifest.stage}\n\n" + markdown_table(["", ""], rows)
+    return "\n\n".join([head, *_pictures(manifest)])
+
+
+def markdown_table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """A GitHub-flavoured markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _pictures(manifest: Manifest) -> list[str]:
+    metrics = manifest.metrics
+    if manifest.stage == "embed":
+        return [markdown_table(["status", "rows"], list(metrics["status"].items()))]
+    if manifest.stage == "cluster":
+        sizes = histogram_png(metrics["counts"], title="Rows per cluster", x_label="rows in the cluster")
+        objective = curves_png(
+            {"objective": list(enumerate(metrics["objective"], start=1))},
+            title="k-means objective",
+            x_label="iteration",
+            y_label="mean of 1 - cos",
+        )
+        return [_picture("cluster sizes", sizes), _picture("objective", objective)]
+    if manifest.stage == "train":
+        curve = metrics["curve"]
+        loss = curves_png(
+            {"loss": [(point["step"], point["loss"]) for point in curve]}, title="Loss", x_label="step", y_label="loss"
+        )
+        return [_picture("loss", loss)]
+    if manifest.stage == "evaluate":
+        header, rows = metrics_table(metrics["scores"])
+        return [markdown_table(header, rows)] if rows else ["No labels were given: cluster evidence only."]
+    return []
+
+
+def _picture(title: str, png: bytes) -> str:
+    return f"![{title}]({data_uri(png)})"

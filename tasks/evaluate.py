@@ -1,0 +1,135 @@
+"""evaluate: probes of the trained tower, the untrained tower and the source embedder; one unit, one metrics file."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlcd_core.dataset import Shard, data_digest
+from mlcd_core.identity import canonical_json, fingerprint, short
+from mlcd_core.labels import label_matrix
+from mlcd_core.runtimes import EmbedRuntime, EvaluateRuntime
+from mlcd_core.specs import EmbedSpec, EvaluateSpec, TrainSpec
+from mlcd_core.store import LocalFiles, Manifest, StageFolder, UnitTask, read_part
+from tasks.embed import resolved_embed_spec
+from tasks.run import Run
+from tasks.train import LabelReader
+from tasks.work import Committed, Job, Made, StageWork, settings
+
+if TYPE_CHECKING:
+    from mlcd_core.images import Embedder
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What the evaluating worker needs, small enough to send."""
+
+    root: str
+    spec: EvaluateSpec
+    runtime: EvaluateRuntime
+    embed_spec: EmbedSpec
+    embed_runtime: EmbedRuntime
+    train_spec: TrainSpec
+    shards: tuple[Shard, ...]
+    eval_shards: tuple[Shard, ...]
+    embed: Manifest
+    label: Manifest
+    train: Manifest
+
+
+def evaluate_work(run: Run, committed: Committed) -> StageWork:
+    """Describe the stage: a set of one unit."""
+    spec, runtime = settings(run, "evaluate")
+    train_spec, _ = settings(run, "train")
+    _, embed_runtime = settings(run, "embed")
+    assert isinstance(spec, EvaluateSpec)
+    assert isinstance(runtime, EvaluateRuntime)
+    assert isinstance(train_spec, TrainSpec)
+    assert isinstance(embed_runtime, EmbedRuntime)
+    spec = spec.model_copy(update={"label_column": run.label_column})
+    upstream = {stage: manifest.digest for stage, manifest in committed.items()}
+    inputs = {"data": run.data_digest, "eval_data": data_digest(run.eval_shards), **upstream}
+    unit = fingerprint(inputs)
+    job_of_worker = EvaluateJob(
+        root=str(run.files.root),
+        spec=spec,
+        runtime=runtime,
+        embed_spec=resolved_embed_spec(run),
+        embed_runtime=embed_runtime,
+        train_spec=train_spec,
+        shards=run.shards,
+        eval_shards=run.eval_shards,
+        embed=committed["embed"],
+        label=committed["label"],
+        train=committed["train"],
+    )
+
+    def make(job: Job) -> Made:
+        import ray
+
+        if job.plan.pending:
+            job.session.start()
+            threads = {"OMP_NUM_THREADS": str(runtime.threads), "MKL_NUM_THREADS": str(runtime.threads)}
+            worker = ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(evaluate_unit)
+            job.report("evaluate", {"train_shards": len(run.shards), "test_shards": len(run.eval_shards)})
+            ray.get(worker.remote(job_of_worker, job.plan.pending[0]))
+        receipt = job.folder.plan(inputs, (unit,)).done[unit]
+        return Made([receipt], metrics=receipt.state)
+
+    return StageWork(spec=spec, inputs=inputs, make=make, units=(unit,))
+
+
+def evaluate_unit(job: EvaluateJob, task: UnitTask) -> None:
+    """Measure everything there are labels for, and commit it as one JSON file."""
+    import torch
+
+    torch.set_num_threads(job.runtime.threads)
+    with ThreadPoolExecutor(job.runtime.threads) as pool:
+        metrics = _measure(job, pool)
+    folder = StageFolder(LocalFiles(job.root), job.spec)
+    part = folder.put(short(task.unit), ".json", canonical_json(metrics).encode() + b"\n", rows=0, usable=0)
+    folder.commit(task, [part], state=metrics)
+
+
+def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    from mlcd_core.embedding import joined_embeddings
+    from mlcd_core.evaluate.compare import compare_features, describe_clusters, encode_shards
+
+    files = LocalFiles(job.root)
+    label_table = LabelReader(job.root, job.label.parts)
+    labels_NL = np.concatenate([label_matrix(label_table(i)) for i in range(len(job.label.parts))])
+    embeddings_ND = joined_embeddings([read_part(files, part) for part in job.embed.parts])
+    raw_labels = None
+    probes: dict[str, Any] = {"scores": {}, "details": {}}
+    if job.spec.label_column:
+        raw_labels = encode_shards(job.shards, {}, spec=job.spec, pool=pool).labels
+    if job.spec.label_column and job.eval_shards:
+        embedders = _embedders(job, files)
+        towers = {name: embedder for name, embedder in embedders.items() if name != "source"}
+        train = encode_shards(job.shards, towers, spec=job.spec, pool=pool)
+        train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
+        test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool)
+        probes = compare_features(train, test, spec=job.spec)
+    clusters = describe_clusters(
+        labels_NL,
+        job.label.metrics["num_centroids"],
+        embeddings_ND=embeddings_ND,
+        raw_labels=raw_labels,
+        seed=job.spec.seed,
+    )
+    return {**probes, "clusters": clusters}
+
+
+def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
+    from mlcd_core.images import build_embedder, find_weights, pick_device
+    from mlcd_core.train import tower_embedder
+
+    device = pick_device(job.runtime.device)
+    tower = next(part for part in job.train.parts if part.name == "tower")
+    weights = find_weights(job.embed_spec, job.embed_runtime.pretrained)
+    return {
+        "trained": tower_embedder(job.train_spec, weights=read_part(files, tower), device=device),
+        "untrained": tower_embedder(job.train_spec, weights=None, device=device),
+        "source": build_embedder(job.embed_spec, weights=weights, device=device),
+    }

@@ -1,0 +1,73 @@
+"""label: the nearest centroids of every row, one Parquet file per embedding part."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlcd_core.identity import fingerprint, short
+from mlcd_core.runtimes import LabelRuntime
+from mlcd_core.specs import LabelSpec
+from mlcd_core.store import LocalFiles, Part, StageFolder, UnitTask, read_part
+from tasks.run import Run
+from tasks.units import run_units
+from tasks.work import Committed, Job, Made, StageWork, settings
+
+
+def label_work(run: Run, committed: Committed) -> StageWork:
+    """Describe the stage; its units follow the parts of the embed manifest."""
+    spec, runtime = settings(run, "label")
+    assert isinstance(spec, LabelSpec)
+    assert isinstance(runtime, LabelRuntime)
+    embed, cluster = committed["embed"], committed["cluster"]
+    units = tuple(fingerprint([part.sha256, cluster.digest]) for part in embed.parts)
+    inputs = {"embed": embed.digest, "cluster": cluster.digest}
+    centroids = cluster.parts[0]
+
+    def make(job: Job) -> Made:
+        job.session.start()
+        pending = list({task.unit: task for task in job.plan.pending}.values())
+        run_units(
+            UnitLabeler,
+            {"root": str(run.files.root), "spec": spec, "runtime": runtime, "centroids": centroids},
+            pending,
+            [vars(embed.parts[task.index]) for task in pending],
+            workers=runtime.workers,
+            report=job.report,
+        )
+        done = job.folder.plan(inputs, units).done
+        return Made([done[unit] for unit in units], metrics={"num_centroids": centroids.rows})
+
+    return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=embed.rows)
+
+
+class UnitLabeler:
+    """Labels the rows of one embedding part and commits them."""
+
+    def __init__(self, root: str, spec: LabelSpec, runtime: LabelRuntime, centroids: Part) -> None:
+        import torch
+
+        from mlcd_core.kmeans import CentroidState
+
+        torch.set_num_threads(runtime.threads)
+        self._spec = spec
+        self._runtime = runtime
+        self._files = LocalFiles(root)
+        self._folder = StageFolder(self._files, spec)
+        self._centroids_KD = CentroidState.from_arrow_bytes(read_part(self._files, centroids)).centroids_KD
+
+    def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
+        """Commit the unit and return its rows."""
+        from mlcd_core.images import read_ipc
+        from mlcd_core.labels import label_table, labels_to_parquet_bytes
+
+        source = Part(**reads)
+        table = label_table(
+            read_ipc(read_part(self._files, source)),
+            self._centroids_KD,
+            num_labels=self._spec.num_labels,
+            tile_rows=self._runtime.tile_rows,
+        )
+        part = self._folder.put(
+            short(task.unit), ".parquet", labels_to_parquet_bytes(table), rows=table.num_rows, usable=source.usable
+        )
+        self._folder.commit(task, [part])
+        return int(table.num_rows)

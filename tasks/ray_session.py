@@ -1,0 +1,60 @@
+"""One local Ray session per run, started when the first stage misses and stopped with the run.
+
+A run that finds every stage committed never starts Ray. ``address="local"`` is explicit because a bare ``ray.init()``
+joins whatever cluster it finds.
+"""
+
+import logging
+import os
+from types import TracebackType
+from typing import Self
+
+OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry names, not rows
+LOGICAL_CPUS = 8  # actors of one stage, Ray Data's own operators and Train's controller must all find a slot
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # two torch workers need 20 to 35 s to start on two cores
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",  # a worker's threads are set by its runtime, not by the machine's core count
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class RaySession:
+    """Starts Ray at the first ``start`` and stops it on exit, unless it was running before."""
+
+    def __init__(self) -> None:
+        self._owned = False
+
+    def start(self) -> None:
+        """Start a local session if this process has none."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        ray.init(
+            address="local",
+            num_cpus=LOGICAL_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        self._owned = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            import ray
+
+            ray.shutdown()
+            self._owned = False

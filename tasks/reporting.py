@@ -1,0 +1,57 @@
+"""Core events as lines in the flow run's log and a progress artifact, at most every few seconds.
+
+Progress is best effort: a Prefect server that does not answer must never fail a stage.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import httpx
+from prefect.exceptions import MissingContextError, PrefectException
+from prefect.logging import get_run_logger
+
+from mlcd_core.events import Report, Value
+from mlcd_core.specs import StageName
+
+LOG_EVERY_S = 5.0
+
+
+@contextmanager
+def prefect_report(stage: StageName) -> Iterator[Report]:
+    """A reporter that logs the first event of a kind, then one every few seconds, and always the last."""
+    logger = stage_logger()
+    last_time: dict[str, float] = {}
+    held: dict[str, str] = {}
+
+    def report(event: str, values: Mapping[str, Value]) -> None:
+        line = f"{stage} {event}: " + ", ".join(f"{k} {_spell(v)}" for k, v in values.items())
+        now = time.monotonic()
+        if now - last_time.get(event, -LOG_EVERY_S) >= LOG_EVERY_S:
+            last_time[event] = now
+            held.pop(event, None)
+            logger.info(line)
+        else:
+            held[event] = line
+
+    yield report
+    for line in held.values():
+        logger.info(line)
+
+
+def stage_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """The task run's logger, or a plain one outside a run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("mlcd")
+
+
+def best_effort_errors() -> tuple[type[Exception], ...]:
+    """What a Prefect server that is down or busy raises; caught only around what is shown, never around work."""
+    return (httpx.HTTPError, PrefectException)
+
+
+def _spell(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,118 @@
+"""A run: the configuration, the input shards and the storage that its stages share, and the record that names it."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlcd_core.config import Config, load_config, suggestion
+from mlcd_core.dataset import Shard, data_digest, default_memo, find_shards
+from mlcd_core.errors import ConfigError
+from mlcd_core.specs import STAGES, StageName
+from mlcd_core.store import LocalFiles, Manifest
+from tasks.demo_data import DEMO, compose_demo
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for. ``root`` is absolute; ``data`` is a file, folder, pattern, or ``demo``."""
+
+    root: str
+    preset: str = "laptop"
+    name: str = "default"
+    data: str = DEMO
+    eval_data: str = ""
+    label_column: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A request made concrete: settings read, shards found and identified."""
+
+    request: Request
+    files: LocalFiles
+    config: Config
+    shards: tuple[Shard, ...]
+    eval_shards: tuple[Shard, ...]
+    label_column: str
+
+    @property
+    def data_digest(self) -> str:
+        """Identity of the training shards, in order."""
+        return data_digest(self.shards)
+
+
+def open_run(request: Request) -> Run:
+    """Read the settings and find the shards. Raises ConfigError or DataError; writes nothing but the demo's data."""
+    if not Path(request.root).is_absolute():
+        raise ConfigError(
+            f"root is {request.root!r}; a deployment runs in another folder than yours, so give an absolute path"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
+        raise ConfigError(f"name is {request.name!r}; it becomes a file name: use letters, digits, '.', '_' and '-'")
+    config = load_config(request.preset, environment=os.environ, overrides=request.overrides)
+    files = LocalFiles(request.root)
+    data, eval_data, label_column = request.data, request.eval_data, request.label_column
+    if data == DEMO:
+        compose_demo(files)
+        data, eval_data, label_column = files.uri(f"{DEMO}/train-*"), files.uri(f"{DEMO}/test-*"), "labels"
+    memo = default_memo()
+    return Run(
+        request=request,
+        files=files,
+        config=config,
+        shards=find_shards(data, memo=memo),
+        eval_shards=find_shards(eval_data, memo=memo) if eval_data else (),
+        label_column=label_column or config.evaluate.label_column,
+    )
+
+
+def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:
+    """The stages that may run. Raises ConfigError for unknown names or an empty selection."""
+    for option, value in (("only", only), ("from_stage", from_stage), ("until", until)):
+        if value and value not in STAGES:
+            raise ConfigError(f"{option} is {value!r}; {suggestion(value, list(STAGES))}")
+    if only:
+        if from_stage or until:
+            raise ConfigError("only selects one stage by itself; leave out from_stage and until")
+        return [stage for stage in STAGES if stage == only]
+    first = STAGES.index(from_stage) if from_stage else 0  # type: ignore[arg-type]
+    last = STAGES.index(until) if until else len(STAGES) - 1  # type: ignore[arg-type]
+    if first > last:
+        raise ConfigError(f"from_stage={from_stage} comes after until={until}; the order is {', '.join(STAGES)}")
+    return list(STAGES[first : last + 1])
+
+
+class RunRecord:
+    """``runs/{name}.json``: run name -> specs from the start, manifests as they seal. Holds no time."""
+
+    def __init__(self, files: LocalFiles, name: str) -> None:
+        self._files = files
+        self.path = f"runs/{name}.json"
+
+    def read(self) -> dict[str, Any]:
+        """The record, or an empty one."""
+        data = self._files.read(self.path)
+        record: dict[str, Any] = json.loads(data) if data else {"stages": {}}
+        return record
+
+    def started(self, stage: StageName, *, spec: str, input_digest: str, units: list[str], last_number: int) -> None:
+        """Note what a stage is about to make, so that ``status`` can count it without the data."""
+        entry = {"spec": spec, "input": input_digest, "units": units, "last_number": last_number}
+        self._write(stage, entry)
+
+    def sealed(self, stage: StageName, manifest: Manifest) -> None:
+        """Note the manifest that stands for the stage in this run."""
+        entry = {"spec": manifest.spec, "input": manifest.input, "attempt": manifest.attempt, "digest": manifest.digest}
+        self._write(stage, entry)
+
+    def _write(self, stage: StageName, entry: dict[str, Any]) -> None:
+        record = self.read()
+        if record["stages"].get(stage) == entry:
+            return
+        record["stages"][stage] = entry
+        self._files.put(self.path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")

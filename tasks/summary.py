@@ -1,0 +1,15 @@
+"""The result of a run as one JSON object: ``{stages, metrics, report}``."""
+
+from typing import Any
+
+from tasks.stage import StageOutcome
+
+
+def run_summary(outcomes: list[StageOutcome]) -> dict[str, Any]:
+    """Stage records in order, the evaluation scores by embedder, and the report (null until there is one)."""
+    evaluate = next((o.manifest for o in outcomes if o.stage == "evaluate" and o.manifest), None)
+    return {
+        "stages": [outcome.record() for outcome in outcomes],
+        "metrics": evaluate.metrics["scores"] if evaluate else {},
+        "report": None,
+    }
