@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     for command in (demo, run, plan):
         command.add_argument("--preset", default="laptop", help="settings to start from (default laptop)")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example train.epochs=3")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="for example train.epochs=3"
+        )
     for command in (run, plan):
         command.add_argument("--data", required=True, help="Parquet shards: file, folder or quoted pattern; or demo")
         command.add_argument("--eval-data", default="", help="labelled shards that only evaluation reads")
@@ -112,9 +114,11 @@ def _run(options: argparse.Namespace) -> int:
     selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
     open_run(request)
 
+    from prefect.client.schemas.objects import State
+
     from flows.pipeline import pipeline
 
-    state = pipeline(
+    state: State[Any] = pipeline(  # type: ignore[assignment]  # prefect types every flow as possibly async
         root=request.root,
         data=request.data,
         eval_data=request.eval_data,

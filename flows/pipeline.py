@@ -8,6 +8,7 @@ Parameters are flat, so that the form in the UI is usable and ``prefect deployme
 from typing import Any, Literal
 
 from prefect import flow
+from prefect.states import Failed
 
 from tasks.run import Request, open_run, selected_stages
 from tasks.stage import run_stages
@@ -28,7 +29,7 @@ def pipeline(
     from_stage: Stage = "",
     until: Stage = "",
     overrides: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
     Args:
@@ -45,4 +46,6 @@ def pipeline(
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {})
-    return run_summary(run_stages(open_run(request), selected))
+    summary = run_summary(run_stages(open_run(request), selected))
+    failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
+    return Failed(message=failed[0]["error"], data=summary) if failed else summary

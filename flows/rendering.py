@@ -43,7 +43,8 @@ def aligned(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """Columns padded to their widest cell."""
     table = [[str(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def _stage_table(stages: Sequence[Record]) -> str:
@@ -53,13 +54,12 @@ def _stage_table(stages: Sequence[Record]) -> str:
             stage["result"],
             "-" if stage["rows"] is None else f"{stage['rows']:,}",
             "-" if stage["usable"] is None else f"{stage['usable']:,}",
-            stage["note"],
             f"{stage['seconds']:.1f} s",
             stage["uri"],
         )
         for stage in stages
     ]
-    return aligned(["stage", "result", "rows", "usable", "", "time", "where"], rows)
+    return aligned(["stage", "result", "rows", "usable", "time", "where"], rows)
 
 
 def _clusters_text(clusters: Record | None) -> str:

@@ -18,6 +18,21 @@ from mlcd_core.specs import ClusterSpec, EmbedSpec, EvaluateSpec, LabelSpec, Sta
 
 ENVIRONMENT_PREFIX = "MLCD_"
 
+SPECS: dict[StageName, type[StageSpec]] = {
+    "embed": EmbedSpec,
+    "cluster": ClusterSpec,
+    "label": LabelSpec,
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+}
+RUNTIMES: dict[StageName, type[Runtime]] = {
+    "embed": EmbedRuntime,
+    "cluster": ClusterRuntime,
+    "label": LabelRuntime,
+    "train": TrainRuntime,
+    "evaluate": EvaluateRuntime,
+}
+
 
 class EmbedSettings(EmbedSpec, EmbedRuntime):
     """Keys ``embed.*``."""
@@ -103,26 +118,12 @@ def load_config(preset: str, *, environment: Mapping[str, str], overrides: Mappi
 
 def stage_spec(config: Config, stage: StageName) -> StageSpec:
     """The hashed half of a stage's section."""
-    kinds: dict[StageName, type[StageSpec]] = {
-        "embed": EmbedSpec,
-        "cluster": ClusterSpec,
-        "label": LabelSpec,
-        "train": TrainSpec,
-        "evaluate": EvaluateSpec,
-    }
-    return kinds[stage](**_fields(getattr(config, stage), kinds[stage]))
+    return SPECS[stage](**_fields(getattr(config, stage), SPECS[stage]))
 
 
 def stage_runtime(config: Config, stage: StageName) -> Runtime:
     """The half of a stage's section that says where and how."""
-    kinds: dict[StageName, type[Runtime]] = {
-        "embed": EmbedRuntime,
-        "cluster": ClusterRuntime,
-        "label": LabelRuntime,
-        "train": TrainRuntime,
-        "evaluate": EvaluateRuntime,
-    }
-    return kinds[stage](**_fields(getattr(config, stage), kinds[stage]))
+    return RUNTIMES[stage](**_fields(getattr(config, stage), RUNTIMES[stage]))
 
 
 def preset_names() -> list[str]:
@@ -168,11 +169,20 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _set(values: dict[str, Any], key: str, value: object) -> None:
-    if key not in all_keys():
-        raise ConfigError(f"unknown key {key!r}; {suggestion(key, all_keys())}")
     section, _, field = key.rpartition(".")
+    if key not in all_keys():
+        fields = [known.rpartition(".")[2] for known in all_keys() if section and known.startswith(f"{section}.")]
+        raise ConfigError(f"unknown key {key!r}; {_key_suggestion(key, section, field, fields)}")
     target = values.setdefault(section, {}) if section else values
     target[field] = value
+
+
+def _key_suggestion(key: str, section: str, field: str, fields: list[str]) -> str:
+    """A likely key of the same section, else of any, else what there is."""
+    if not fields:
+        return suggestion(key, all_keys())
+    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.6)
+    return f"did you mean {section}.{near[0]}?" if near else f"keys of {section}: {', '.join(fields)}"
 
 
 def _explain(error: ValidationError) -> str:

@@ -66,9 +66,7 @@ class HeadSpec(StageSpec):
 
     STAGE = "train"
 
-    loss: Literal["mlcd", "softmax"] = Field(
-        "mlcd", description="mlcd: Eq. 5; softmax: single label, num_positive 1"
-    )
+    loss: Literal["mlcd", "softmax"] = Field("mlcd", description="mlcd: Eq. 5; softmax: single label, num_positive 1")
     margin_kind: Literal["cosface"] = "cosface"
     margin: float = Field(0.3, ge=0, description="subtracted from the cosine of positives")
     scale: float = Field(64.0, gt=0)

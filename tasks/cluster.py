@@ -89,7 +89,7 @@ class ClusterWorker:
         """Open the group's rendezvous on this rank; returns its host and port."""
         import torch.distributed as dist
 
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         return "127.0.0.1", self._store.port
 
     def fit(self, address: tuple[str, int]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ClusterWorker:
         from mlcd_core.kmeans import CentroidState, fit
 
         torch.set_num_threads(self._runtime.threads)
-        store = self._store if self._rank == 0 else dist.TCPStore(*address, is_master=False)
+        store = self._store if self._rank == 0 else dist.TCPStore(*address, is_master=False)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=self._rank, world_size=self._world)
         chain = self._links.open()
         newest = chain.newest()
@@ -140,12 +140,18 @@ class ClusterWorker:
 
     def _own_points(self) -> "ArrayPoints":
         """This rank's usable rows under their global ids; a rank without parts has none, of the same width."""
+        import torch
+
         from mlcd_core.images import read_ipc
-        from mlcd_core.labels import joined_points, usable_points
+        from mlcd_core.kmeans import ArrayPoints
+        from mlcd_core.labels import usable_points
 
         files = LocalFiles(self._links.root)
         own = self._parts[self._rank :: self._world]
         tables = [(read_ipc(read_part(files, part)), part.offset) for part in own]
         if not tables:
             tables = [(read_ipc(read_part(files, self._parts[0])).slice(0, 0), 0)]
-        return joined_points([usable_points(table, offset=offset) for table, offset in tables])
+        points = [usable_points(table, offset=offset) for table, offset in tables]
+        return ArrayPoints.from_unit_rows(
+            torch.cat([part.points_ND for part in points]), row_ids=torch.cat([part.row_ids_N for part in points])
+        )

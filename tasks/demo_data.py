@@ -1,17 +1,18 @@
 """The demo's own data: multi-digit scenes in Parquet shards under the root, made once, shard by shard."""
 
-from mlcd_core.images.digit_scenes import scene_parquet_bytes
+from mlcd_core.images.digit_scenes import Split, scene_parquet_bytes
 from mlcd_core.store import LocalFiles
 
 DEMO = "demo"
-TRAIN_SHARDS, TEST_SHARDS, ROWS_PER_SHARD = 8, 2, {"train": 750, "test": 500}
 SEED = 0
+NUM_SHARDS: dict[Split, int] = {"train": 8, "test": 2}
+ROWS_PER_SHARD: dict[Split, int] = {"train": 750, "test": 500}
 
 
 def compose_demo(files: LocalFiles) -> None:
     """Write the train and test shards that are not there yet; 6,000 and 1,000 scenes."""
     present = {info.path for info in files.list(DEMO)}
-    for split, num_shards in (("train", TRAIN_SHARDS), ("test", TEST_SHARDS)):
+    for split, num_shards in NUM_SHARDS.items():
         for shard in range(num_shards):
             path = f"{DEMO}/{split}-{shard:05d}.parquet"
             if path not in present:

@@ -14,7 +14,7 @@ from tasks.units import run_units
 from tasks.work import Committed, Job, Made, StageWork, settings
 
 
-def embed_work(run: Run, committed: Committed) -> StageWork:
+def embed_work(run: Run, _committed: Committed) -> StageWork:
     """Describe the stage: one unit per shard."""
     spec = resolved_embed_spec(run)
     _, runtime = settings(run, "embed")
@@ -33,8 +33,7 @@ def embed_work(run: Run, committed: Committed) -> StageWork:
             workers=runtime.workers,
             report=job.report,
         )
-        done = job.folder.plan(inputs, units).done
-        receipts = [done[unit] for unit in units]
+        receipts = job.folder.receipts(units)
         counts: dict[str, int] = {}
         for part in (part for receipt in receipts for part in receipt.parts):
             for name, count in part.counts.items():

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from mlcd_core.dataset import Shard, data_digest
 from mlcd_core.identity import canonical_json, fingerprint, short
-from mlcd_core.labels import label_matrix
 from mlcd_core.runtimes import EmbedRuntime, EvaluateRuntime
 from mlcd_core.specs import EmbedSpec, EvaluateSpec, TrainSpec
 from mlcd_core.store import LocalFiles, Manifest, StageFolder, UnitTask, read_part
 from tasks.embed import resolved_embed_spec
 from tasks.run import Run
 from tasks.train import LabelReader
-from tasks.work import Committed, Job, Made, StageWork, settings
+from tasks.work import UPSTREAM, Committed, Job, Made, StageWork, settings
 
 if TYPE_CHECKING:
     from mlcd_core.images import Embedder
@@ -48,8 +49,8 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
     assert isinstance(train_spec, TrainSpec)
     assert isinstance(embed_runtime, EmbedRuntime)
     spec = spec.model_copy(update={"label_column": run.label_column})
-    upstream = {stage: manifest.digest for stage, manifest in committed.items()}
-    inputs = {"data": run.data_digest, "eval_data": data_digest(run.eval_shards), **upstream}
+    inputs: dict[str, str] = {"data": run.data_digest, "eval_data": data_digest(run.eval_shards)}
+    inputs |= {stage: committed[stage].digest for stage in UPSTREAM["evaluate"]}
     unit = fingerprint(inputs)
     job_of_worker = EvaluateJob(
         root=str(run.files.root),
@@ -74,7 +75,7 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
             worker = ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(evaluate_unit)
             job.report("evaluate", {"train_shards": len(run.shards), "test_shards": len(run.eval_shards)})
             ray.get(worker.remote(job_of_worker, job.plan.pending[0]))
-        receipt = job.folder.plan(inputs, (unit,)).done[unit]
+        [receipt] = job.folder.receipts((unit,))
         return Made([receipt], metrics=receipt.state)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=(unit,))
@@ -97,8 +98,8 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
     from mlcd_core.evaluate.compare import compare_features, describe_clusters, encode_shards
 
     files = LocalFiles(job.root)
-    label_table = LabelReader(job.root, job.label.parts)
-    labels_NL = np.concatenate([label_matrix(label_table(i)) for i in range(len(job.label.parts))])
+    reader = LabelReader(job.root, job.label.parts)
+    labels_NL = np.concatenate([_label_matrix(reader(shard)) for shard in range(len(job.label.parts))])
     embeddings_ND = joined_embeddings([read_part(files, part) for part in job.embed.parts])
     raw_labels = None
     probes: dict[str, Any] = {"scores": {}, "details": {}}
@@ -123,13 +124,19 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
 
 def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
     from mlcd_core.images import build_embedder, find_weights, pick_device
-    from mlcd_core.train import tower_embedder
+    from mlcd_core.train.encoder import TowerEmbedder
 
     device = pick_device(job.runtime.device)
     tower = next(part for part in job.train.parts if part.name == "tower")
     weights = find_weights(job.embed_spec, job.embed_runtime.pretrained)
     return {
-        "trained": tower_embedder(job.train_spec, weights=read_part(files, tower), device=device),
-        "untrained": tower_embedder(job.train_spec, weights=None, device=device),
+        "trained": TowerEmbedder(job.train_spec, weights=read_part(files, tower), device=device),
+        "untrained": TowerEmbedder(job.train_spec, weights=None, device=device),
         "source": build_embedder(job.embed_spec, weights=weights, device=device),
     }
+
+
+def _label_matrix(table: pa.Table) -> NDArray[np.int32]:
+    column = table["labels"].combine_chunks()
+    labels_NL: NDArray[np.int32] = column.flatten().to_numpy().reshape(len(column), -1)
+    return labels_NL

@@ -33,8 +33,7 @@ def label_work(run: Run, committed: Committed) -> StageWork:
             workers=runtime.workers,
             report=job.report,
         )
-        done = job.folder.plan(inputs, units).done
-        return Made([done[unit] for unit in units], metrics={"num_centroids": centroids.rows})
+        return Made(job.folder.receipts(units), metrics={"num_centroids": centroids.rows})
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=embed.rows)
 

@@ -1,6 +1,5 @@
 """A run: the configuration, the input shards and the storage that its stages share, and the record that names it."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from mlcd_core.config import Config, load_config, suggestion
 from mlcd_core.dataset import Shard, data_digest, default_memo, find_shards
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
-from mlcd_core.store import LocalFiles, Manifest
+from mlcd_core.store import LocalFiles
 from tasks.demo_data import DEMO, compose_demo
 
 
@@ -80,39 +79,8 @@ def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName
         if from_stage or until:
             raise ConfigError("only selects one stage by itself; leave out from_stage and until")
         return [stage for stage in STAGES if stage == only]
-    first = STAGES.index(from_stage) if from_stage else 0  # type: ignore[arg-type]
-    last = STAGES.index(until) if until else len(STAGES) - 1  # type: ignore[arg-type]
+    first = STAGES.index(from_stage) if from_stage else 0
+    last = STAGES.index(until) if until else len(STAGES) - 1
     if first > last:
         raise ConfigError(f"from_stage={from_stage} comes after until={until}; the order is {', '.join(STAGES)}")
     return list(STAGES[first : last + 1])
-
-
-class RunRecord:
-    """``runs/{name}.json``: run name -> specs from the start, manifests as they seal. Holds no time."""
-
-    def __init__(self, files: LocalFiles, name: str) -> None:
-        self._files = files
-        self.path = f"runs/{name}.json"
-
-    def read(self) -> dict[str, Any]:
-        """The record, or an empty one."""
-        data = self._files.read(self.path)
-        record: dict[str, Any] = json.loads(data) if data else {"stages": {}}
-        return record
-
-    def started(self, stage: StageName, *, spec: str, input_digest: str, units: list[str], last_number: int) -> None:
-        """Note what a stage is about to make, so that ``status`` can count it without the data."""
-        entry = {"spec": spec, "input": input_digest, "units": units, "last_number": last_number}
-        self._write(stage, entry)
-
-    def sealed(self, stage: StageName, manifest: Manifest) -> None:
-        """Note the manifest that stands for the stage in this run."""
-        entry = {"spec": manifest.spec, "input": manifest.input, "attempt": manifest.attempt, "digest": manifest.digest}
-        self._write(stage, entry)
-
-    def _write(self, stage: StageName, entry: dict[str, Any]) -> None:
-        record = self.read()
-        if record["stages"].get(stage) == entry:
-            return
-        record["stages"][stage] = entry
-        self._files.put(self.path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")

@@ -6,35 +6,36 @@ machine or an erased PREFECT_HOME all find the same finished work.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
-from mlcd_core.errors import UpstreamMissingError
-from mlcd_core.identity import fingerprint
+from mlcd_core.errors import MlcdError, UpstreamMissingError
+from mlcd_core.events import silent
 from mlcd_core.specs import STAGES, StageName
-from mlcd_core.store import Manifest, StageFolder, StagePlan
+from mlcd_core.store import Manifest, StageFolder
 from tasks.artifacts import publish_stage_artifact
 from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report
-from tasks.run import Run, RunRecord
+from tasks.run import Run
+from tasks.run_record import RunRecord
 from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How a stage of a run ended; ``manifest`` is None when it was skipped."""
+    """How a stage of a run ended: cached, ran, failed or skipped; ``manifest`` is None unless it is committed."""
 
     stage: StageName
     result: str
-    manifest: Manifest | None
-    uri: str
-    units_run: int
-    seconds: float
+    manifest: Manifest | None = None
+    uri: str = ""
+    units_run: int = 0
+    seconds: float = 0.0
+    error: str = ""
 
     def record(self) -> dict[str, Any]:
         """The stage's entry in ``mlcd run --json``."""
@@ -51,20 +52,27 @@ class StageOutcome:
             "uri": self.uri,
             "units_run": self.units_run,
             "seconds": round(self.seconds, 3),
+            "error": self.error,
         }
 
 
 def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
-    """Run the selected stages in order; the others must be committed where a selected one reads them."""
+    """Run the selected stages in order; the others must be committed where a selected one reads them.
+
+    After a failed stage the rest is skipped.
+    """
     outcomes: list[StageOutcome] = []
     committed: dict[StageName, Manifest] = {}
     with RaySession() as session:
         for stage in STAGES:
+            if outcomes and outcomes[-1].result == "failed":
+                outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
+                break
             if stage in selected:
-                state: State[StageOutcome] = stage_task.with_options(name=stage)(
-                    stage, run, committed, session, return_state=True
-                )
-                outcome = state.result()
+                state = stage_task.with_options(name=stage)(stage, run, committed, session, return_state=True)
+                outcome = state.result(raise_on_failure=False)
+                if isinstance(outcome, Exception):
+                    raise outcome
             else:
                 outcome = _unselected(stage, run, committed, needed=_needed(stage, selected))
             if outcome.manifest is not None:
@@ -75,8 +83,17 @@ def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySession) -> Any:
-    """Bring one stage to its manifest. The state is ``Cached`` when it was committed already."""
-    outcome = run_stage(stage, run, committed, session)
+    """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
+
+    An error meant for people becomes a failed state with its text; any other is raised with its traceback.
+    """
+    started = time.monotonic()
+    try:
+        outcome = run_stage(stage, run, committed, session)
+    except MlcdError as error:
+        text = f"{type(error).__name__}: {error}"
+        failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text)
+        return Failed(message=text, data=failed)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
@@ -87,57 +104,53 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
     folder = StageFolder(run.files, work.spec)
     plan = folder.plan(work.inputs, work.units)
     record = RunRecord(run.files, run.request.name)
-    units_run = 0
+    record.note(stage, folder.fingerprint, work, plan.manifest)
     manifest = plan.manifest
     if manifest is None:
-        manifest, units_run = _make(stage, work, folder, plan, session, record)
-    record.sealed(stage, manifest)
-    result = "cached" if plan.manifest else "ran"
-    uri = run.files.uri(folder.prefix)
-    outcome = StageOutcome(stage, result, manifest, uri, units_run, time.monotonic() - started)
+        manifest = _make(stage, work, Job(folder, plan, session, silent))
+        record.note(stage, folder.fingerprint, work, manifest)
+    outcome = StageOutcome(
+        stage,
+        "cached" if plan.manifest else "ran",
+        manifest,
+        run.files.uri(folder.prefix),
+        units_run=0 if plan.manifest else max(1, len(plan.pending)),
+        seconds=time.monotonic() - started,
+    )
     publish_stage_artifact(outcome.record(), manifest)
     return outcome
 
 
-def _make(
-    stage: StageName, work: StageWork, folder: StageFolder, plan: StagePlan, session: RaySession, record: RunRecord
-) -> tuple[Manifest, int]:
-    folder.open()
-    record.started(
-        stage,
-        spec=folder.fingerprint,
-        input_digest=fingerprint(work.inputs),
-        units=list(work.units),
-        last_number=work.last_number,
-    )
+def _make(stage: StageName, work: StageWork, job: Job) -> Manifest:
+    job.folder.open()
     with prefect_report(stage) as report:
-        made = work.make(Job(folder, plan, session, report))
-    manifest = folder.seal(
+        made = work.make(replace(job, report=report))
+    return job.folder.seal(
         work.inputs,
         made.receipts,
-        attempt=plan.attempt,
+        attempt=job.plan.attempt,
         expected_rows=work.expected_rows,
         metrics=made.metrics,
         notes=made.notes,
     )
-    return manifest, max(1, len(plan.pending))
 
 
 def _unselected(stage: StageName, run: Run, committed: Committed, *, needed: bool) -> StageOutcome:
-    """Look a stage up without running it. Raises UpstreamMissingError when it is needed and not committed."""
-    manifest = None
+    """Look a stage up without running it; it is failed when it is needed and not committed."""
     if all(upstream in committed for upstream in UPSTREAM[stage]):
         work = stage_work(stage, run, committed)
         folder = StageFolder(run.files, work.spec)
         manifest = folder.plan(work.inputs, work.units).manifest
         if manifest is not None:
-            return StageOutcome(stage, "cached", manifest, run.files.uri(folder.prefix), 0, 0.0)
-    if needed:
-        raise UpstreamMissingError(
-            f"{stage} is not committed for these settings and data, and it was not selected to run; "
-            f"run it first (--only {stage}), or select from it on (--from-stage {stage})"
-        )
-    return StageOutcome(stage, "skipped", manifest, "", 0, 0.0)
+            RunRecord(run.files, run.request.name).note(stage, folder.fingerprint, work, manifest)
+            return StageOutcome(stage, "cached", manifest, run.files.uri(folder.prefix))
+    if not needed:
+        return StageOutcome(stage, "skipped")
+    error = UpstreamMissingError(
+        f"{stage} is not committed for these settings and data, and it was not selected to run; "
+        f"run it first (--only {stage}), or select from it on (--from-stage {stage})"
+    )
+    return StageOutcome(stage, "failed", error=f"{type(error).__name__}: {error}")
 
 
 def _needed(stage: StageName, selected: list[StageName]) -> bool:

@@ -11,5 +11,6 @@ def run_summary(outcomes: list[StageOutcome]) -> dict[str, Any]:
     return {
         "stages": [outcome.record() for outcome in outcomes],
         "metrics": evaluate.metrics["scores"] if evaluate else {},
+        "clusters": evaluate.metrics["clusters"] if evaluate else None,
         "report": None,
     }

@@ -4,6 +4,7 @@ Ray gives the processes and their group, nothing more: checkpoints are links of 
 where to go on, and Ray's run gets a fresh name and a scratch folder each time.
 """
 
+import math
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -33,13 +34,12 @@ class TrainJob:
     shards: tuple[Shard, ...]
     label_parts: tuple[Part, ...]
     num_classes: int
+    key_column: str
     report: Report
 
 
 def train_work(run: Run, committed: Committed) -> StageWork:
     """Describe the stage; C is the number of centroids in the label manifest."""
-    from mlcd_core.train import total_steps
-
     spec, runtime = settings(run, "train")
     assert isinstance(spec, TrainSpec)
     assert isinstance(runtime, TrainRuntime)
@@ -49,7 +49,8 @@ def train_work(run: Run, committed: Committed) -> StageWork:
         job.session.start()
         links = work.links(job)
         with forwarded_events(job.report) as report:
-            _fit(TrainJob(links, runtime, run.shards, label.parts, label.metrics["num_centroids"], report))
+            num_classes, key_column = label.metrics["num_centroids"], run.config.embed.key_column
+            _fit(TrainJob(links, runtime, run.shards, label.parts, num_classes, key_column, report))
         last = links.open().newest()
         assert last is not None, "training ended without a checkpoint"
         return Made([last], metrics={"curve": last.state["curve"]}, notes={"world_size": runtime.workers})
@@ -58,9 +59,15 @@ def train_work(run: Run, committed: Committed) -> StageWork:
         spec=spec,
         inputs={"data": run.data_digest, "label": label.digest},
         make=make,
-        last_number=total_steps(spec, usable_rows=label.usable),
+        last_number=_total_steps(spec, usable_rows=label.usable),
     )
     return work
+
+
+def _total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
+    """Steps of the whole run: a lane gives batch_size / lanes rows a step, the longest lane sets the epoch."""
+    longest_lane = math.ceil(usable_rows / spec.lanes)
+    return spec.epochs * math.ceil(longest_lane / (spec.batch_size // spec.lanes))
 
 
 def _fit(job: TrainJob) -> None:
@@ -91,10 +98,11 @@ def train_worker(config: dict[str, Any]) -> None:
     chain = job.links.open()
     spec = job.links.spec
     assert isinstance(spec, TrainSpec)
-    reader = LabelReader(job.links.root, job.label_parts)
     train(
         spec,
-        TrainData(shards=job.shards, read_labels=reader),
+        TrainData(
+            shards=job.shards, read_labels=LabelReader(job.links.root, job.label_parts), key_column=job.key_column
+        ),
         num_classes=job.num_classes,
         chain=chain,
         group=dist.group.WORLD,

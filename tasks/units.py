@@ -29,7 +29,7 @@ def run_units(
     """
     import ray
 
-    tasks = [{"index": t.index, "unit": t.unit, "attempt": t.attempt, "reads": dict(r)} for t, r in zip(pending, rows)]
+    tasks = [{**vars(task), "reads": dict(reads)} for task, reads in zip(pending, rows, strict=True)]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _UnitCaller,
         fn_constructor_args=(worker, dict(arguments)),
@@ -38,11 +38,9 @@ def run_units(
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(tasks))),
     )
-    done = 0
-    for status in dataset.iter_rows():
+    for done, status in enumerate(dataset.iter_rows(), start=1):
         if status["error"]:
             raise getattr(errors, status["kind"], errors.StageFailedError)(status["error"])
-        done += 1
         report("unit", {"done": done, "total": len(tasks), "rows": int(status["rows"])})
 
 

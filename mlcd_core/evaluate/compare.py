@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlcd_core.dataset import Shard, ShardReader
 from mlcd_core.errors import LabelDataError
-from mlcd_core.evaluate.clusters import ClassAgreement, ClusterQuality, cluster_quality
+from mlcd_core.evaluate.clusters import cluster_quality
 from mlcd_core.evaluate.probes import probe_features
 from mlcd_core.evaluate.targets import Targets
 from mlcd_core.images import Embedder, decode_images
@@ -97,7 +97,7 @@ def describe_clusters(
     quality = cluster_quality(
         labels_NL, num_centroids, multi_hot_NC=multi_hot_NC, embeddings_ND=embeddings_ND, seed=seed
     )
-    return _plain(quality)
+    return quality.record()
 
 
 def _encode(embedder: Embedder, pixels_BCHW: torch.Tensor, batch_rows: int) -> NDArray[np.float32]:
@@ -114,25 +114,3 @@ def _check_labels(labels: Sequence[Any], side: str) -> None:
         raise LabelDataError(
             f"{missing:,} of {len(labels):,} {side} rows have no label; give every row one (an empty list is a label)"
         )
-
-
-def _plain(quality: ClusterQuality) -> dict[str, Any]:
-    return {
-        "rows": quality.rows,
-        "usable": quality.usable,
-        "size_min": quality.size_min,
-        "size_quantiles": {str(q): size for q, size in quality.size_quantiles.items()},
-        "size_max": quality.size_max,
-        "imbalance": quality.imbalance,
-        "empty_clusters": quality.empty_clusters,
-        "identical_embeddings": quality.identical_embeddings,
-        "agreement": _agreement(quality.agreement),
-        "chance": _agreement(quality.chance),
-    }
-
-
-def _agreement(agreement: ClassAgreement | None) -> dict[str, Any] | None:
-    if agreement is None:
-        return None
-    by_rank = {name: {str(k): v for k, v in getattr(agreement, name).items()} for name in ("recall", "precision")}
-    return {"purity": agreement.purity, **by_rank}

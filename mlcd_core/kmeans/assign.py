@@ -38,7 +38,7 @@ class Neighbors:
     num_exhaustive: int = 0
 
     @property
-    def scores_NL(self) -> Tensor:  # noqa: N802 - shape letters
+    def scores_NL(self) -> Tensor:
         """The cosines rounded once to float32."""
         return self.cosines_NL.float()
 

@@ -39,12 +39,12 @@ class Clustering:
     changed_shares: tuple[float | None, ...]
 
     @property
-    def centroids_KD(self) -> Tensor:  # noqa: N802 - shape letters
+    def centroids_KD(self) -> Tensor:
         """Float32 unit rows on the 2^-24 grid, after the last update."""
         return self.state.centroids_KD
 
     @property
-    def counts_K(self) -> Tensor:  # noqa: N802 - shape letters
+    def counts_K(self) -> Tensor:
         """Int64 rows per cluster in the last assignment; a zero is a cluster that the last update split off."""
         return self.state.counts_K
 

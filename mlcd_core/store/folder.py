@@ -92,16 +92,18 @@ class StageFolder:
         if whole:
             newest = max(whole, key=lambda m: m.attempt)
             return StagePlan(newest, {}, (), newest.attempt)
-        sealed = _sealed_units(manifests)
-        done: dict[str, Receipt] = {}
-        pending: list[UnitTask] = []
-        for index, unit in enumerate(units):
-            receipt, next_attempt = self._newest_receipt(unit, sealed.get(unit, 1), sizes)
-            if receipt is not None:
-                done[unit] = receipt
-            else:
-                pending.append(UnitTask(index, unit, next_attempt))
+        done, pending = self._split(units, manifests, sizes)
         return StagePlan(None, done, tuple(pending), attempt)
+
+    def receipts(self, units: Sequence[str]) -> list[Receipt]:
+        """The receipts of all units, in order; raises StageFailedError when one is not done."""
+        sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
+        done, pending = self._split(units, self._manifests(sizes), sizes)
+        if pending:
+            raise StageFailedError(
+                f"{self.prefix}: {len(pending)} of {len(units)} units have no receipt after the work ended; run again"
+            )
+        return [done[unit] for unit in units]
 
     def put(
         self, name: str, suffix: str, data: bytes, *, rows: int, usable: int, counts: Mapping[str, int] | None = None
@@ -210,6 +212,20 @@ class StageFolder:
                 assert data is not None, f"{path} vanished while it was read"
                 found.append(decode_manifest(data, self.files.uri(path)))
         return found
+
+    def _split(
+        self, units: Sequence[str], manifests: Sequence[Manifest], sizes: Mapping[str, int]
+    ) -> tuple[dict[str, Receipt], list[UnitTask]]:
+        sealed = _sealed_units(manifests)
+        done: dict[str, Receipt] = {}
+        pending: list[UnitTask] = []
+        for index, unit in enumerate(units):
+            receipt, next_attempt = self._newest_receipt(unit, sealed.get(unit, 1), sizes)
+            if receipt is not None:
+                done[unit] = receipt
+            else:
+                pending.append(UnitTask(index, unit, next_attempt))
+        return done, pending
 
     def _newest_receipt(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> tuple[Receipt | None, int]:
         """The first attempt from ``attempt`` on whose parts are whole, else the first attempt not yet taken."""

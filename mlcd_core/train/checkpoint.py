@@ -7,10 +7,8 @@ weights are equal bytes. No pickle. A link's number is the global step: how many
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlcd_core.errors import CorruptRecordError, TrainingError
@@ -19,21 +17,12 @@ from mlcd_core.specs import TrainSpec
 from mlcd_core.store import Chain, Part, Receipt
 from mlcd_core.train.head import ShardedHead
 from mlcd_core.train.model import Tower, build_tower
+from mlcd_core.train.step import Trainee
 
 TOWER_PART = "tower"
 TOWER_OPTIMIZER_PART = "tower-optimizer"
 CENTER_DECAY_PART = "center-decay"
 STATE_PART = "state"
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """Everything that training changes, on one rank."""
-
-    spec: TrainSpec
-    tower: Tower
-    tower_optimizer: torch.optim.AdamW
-    head: ShardedHead
 
 
 def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[dict[str, float]]) -> Receipt:
@@ -142,7 +131,7 @@ def _check_state(trainee: Trainee, found: dict[str, Any], step: int) -> None:
 
 
 def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    state = trainee.tower_optimizer.state
+    state = trainee.optimizer.state
     return {
         f"{kind}.{name}": tensor
         for name, parameter in trainee.tower.named_parameters()
@@ -153,4 +142,4 @@ def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
 def _restore_optimizer(trainee: Trainee, saved: dict[str, Tensor]) -> None:
     for name, parameter in trainee.tower.named_parameters():
         moments = {kind: saved[f"{kind}.{name}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
-        trainee.tower_optimizer.state[parameter] = {"step": saved[f"step.{name}"], **moments}
+        trainee.optimizer.state[parameter] = {"step": saved[f"step.{name}"], **moments}

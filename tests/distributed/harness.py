@@ -1,16 +1,17 @@
 """Run one function on several gloo ranks, each a process of its own, and collect what they return."""
 
+import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 RankFunction = Callable[[dist.ProcessGroup], Any]
 
@@ -28,7 +29,9 @@ def run_ranks(fn: RankFunction, world_size: int, tmp_path: Path, timeout_s: floa
     """
     folder = tmp_path / f"ranks-{time.monotonic_ns()}"
     folder.mkdir()
-    context = mp.get_context("spawn")
+    # importing torch takes four seconds of CPU: one server does it once, and ranks are forked from it
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed"])
     ranks = [
         context.Process(target=_run_rank, args=(fn, rank, world_size, folder, timeout_s)) for rank in range(world_size)
     ]
@@ -45,12 +48,12 @@ def run_ranks(fn: RankFunction, world_size: int, tmp_path: Path, timeout_s: floa
 
 
 def _wait(ranks: list[Any], folder: Path, deadline: float) -> None:
-    while any(rank.is_alive() for rank in ranks):
-        mp.connection.wait([rank.sentinel for rank in ranks if rank.is_alive()], timeout=deadline - time.monotonic())
+    while running := [number for number, rank in enumerate(ranks) if rank.is_alive()]:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"ranks {running} did not finish in time")
+        wait([ranks[number].sentinel for number in running], timeout=max(0, deadline - time.monotonic()))
         if any(rank.exitcode for rank in ranks):
             break
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"ranks {[i for i, rank in enumerate(ranks) if rank.is_alive()]} did not finish in time")
     failures = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
     if failures:
         raise RankFailedError(f"rank {failures[0].stem}\n{failures[0].read_text()}")

@@ -67,6 +67,16 @@ def test_random_rows_equal_the_oracle(dim, num_labels):
     assert_equals_oracle(points_ND, centroids_KD, num_labels)
 
 
+@pytest.mark.parametrize("num_centroids", [511, 512, 1100])
+def test_many_centroids_in_groups_and_tiles_equal_the_oracle(num_centroids):
+    points_ND = oracle.normalised_rows(oracle.blobs(40, 5, 5, seed=0))
+    centroids_KD = oracle.on_grid(oracle.blobs(num_centroids, 5, 5, seed=1).astype(np.float64))
+    centroids_KD[64:128] = centroids_KD[:64]
+    for tile_centroids in (512, 2048):
+        assert_equals_oracle(points_ND, centroids_KD, 1, tile_centroids=tile_centroids)
+        assert_equals_oracle(points_ND, centroids_KD, 3, tile_centroids=tile_centroids)
+
+
 def test_more_twins_than_candidates_are_settled_by_the_float64_pass():
     points_ND = oracle.normalised_rows(oracle.blobs(10, 8, 3, seed=0))
     centroids_KD = oracle.on_grid(np.repeat(oracle.blobs(3, 8, 3, seed=1), 40, axis=0).astype(np.float64))
@@ -118,7 +128,7 @@ def test_no_rows_give_no_labels():
 
 @pytest.mark.parametrize("num_labels", [0, 5])
 def test_labels_beyond_the_centroids_are_an_error_with_the_fix(num_labels):
-    with pytest.raises(ConfigError, match="expected 1 to 4: set label.num_labels <= 4"):
+    with pytest.raises(ConfigError, match=r"expected 1 to 4: set label.num_labels <= 4"):
         nearest_centroids(np.eye(4), np.eye(4), num_labels=num_labels)
 
 

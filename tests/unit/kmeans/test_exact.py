@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,11 @@ def test_norm_tree_and_grid_equal_the_oracle(dim, seed):
     unit_ND = unit_rows_on_grid(torch.from_numpy(rows_ND))
     assert np.array_equal(unit_ND.numpy(), oracle.on_grid(rows_ND))
     assert are_unit_rows_on_grid(unit_ND)
+
+
+def test_norms_are_rounded_correctly():
+    rows_ND = torch.from_numpy(np.random.default_rng(0).random((20_000, 1)) * 60)
+    assert norms(rows_ND).tolist() == [math.sqrt(value * value) for value in rows_ND[:, 0].tolist()]
 
 
 def test_float64_dots_and_sums_are_exact_in_any_order():

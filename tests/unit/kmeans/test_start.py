@@ -53,7 +53,7 @@ def test_centroids_follow_the_rows_unless_given(num_rows, expected):
 
 
 def test_more_centroids_than_a_quarter_of_the_rows_name_the_fix():
-    with pytest.raises(TooFewRowsError, match=r"1,000,000 centroids from 389,737 .* num_centroids <= 97,434 or add"):
+    with pytest.raises(TooFewRowsError, match=r"1,000,000 centroids from 389,737 .*num_centroids <= 97,434 or add"):
         choose_num_centroids(ClusterSpec(num_centroids=1_000_000), 389_737)
     for num_rows in (0, 3):
         with pytest.raises(TooFewRowsError, match="rows/4: add shards"):

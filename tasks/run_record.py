@@ -1,0 +1,37 @@
+"""``runs/{name}.json``: run name -> specs from the start, manifests as they seal. It holds no time."""
+
+import json
+from typing import Any
+
+from mlcd_core.specs import StageName
+from mlcd_core.store import LocalFiles, Manifest
+from tasks.work import StageWork
+
+
+class RunRecord:
+    """The record of one run; rewritten only when its content changes."""
+
+    def __init__(self, files: LocalFiles, name: str) -> None:
+        self._files = files
+        self.path = f"runs/{name}.json"
+
+    def read(self) -> dict[str, Any]:
+        """The record, or an empty one."""
+        data = self._files.read(self.path)
+        record: dict[str, Any] = json.loads(data) if data else {"stages": {}}
+        return record
+
+    def note(self, stage: StageName, spec: str, work: StageWork, manifest: Manifest | None) -> None:
+        """Note what a stage is about to make, so that ``status`` can count it without the data, or what it made."""
+        entry = {
+            "spec": spec,
+            "inputs": work.inputs,
+            "units": list(work.units),
+            "last_number": work.last_number,
+            "attempt": manifest.attempt if manifest else None,
+            "digest": manifest.digest if manifest else None,
+        }
+        record = self.read()
+        if record["stages"].get(stage) != entry:
+            record["stages"][stage] = entry
+            self._files.put(self.path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")

@@ -1,0 +1,127 @@
+"""k-means over gloo ranks: any number of ranks, with any split of the rows, gives the bits of one process."""
+
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from mlcd_core.errors import ConfigError, DataError, TooFewRowsError
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, fit
+from tests.distributed.harness import RankFailedError, run_ranks
+from tests.unit.kmeans import oracle
+
+SPEC = ClusterSpec(num_centroids=30, iterations=5, tolerance=0)
+ROWS_ND = oracle.blobs(400, 9, 12, seed=0, noise=0.3)
+# duplicates across ranks, so that which rows are distinct is a matter of all ranks together
+ROWS_ND[200:260] = ROWS_ND[:60]
+# ten starts three times over, so that clusters are empty and must be split
+TWINS_KD = np.repeat(ROWS_ND[:10], 3, axis=0)
+# positions where rank 0, 1, ... start; equal ones leave a rank without rows
+SPLITS = {1: [0], 2: [0, 37], 3: [0, 150, 150], 4: [0, 0, 390, 391]}
+
+
+def shard(rank, world_size, rows_ND=ROWS_ND):
+    edges = [*SPLITS[world_size], len(rows_ND)]
+    return ArrayPoints(rows_ND[edges[rank] : edges[rank + 1]], first_row=edges[rank])
+
+
+def scattered_shard(rank, world_size):
+    row_ids = np.random.default_rng(7).permutation(len(ROWS_ND))[rank::world_size]
+    return ArrayPoints(ROWS_ND[row_ids], row_ids=row_ids)
+
+
+def error_text(function):
+    try:
+        function()
+    except (ConfigError, DataError, TooFewRowsError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def fit_in_worlds_of_one_to_four(group):
+    """One start of four processes serves all worlds: the smaller ones are groups of its first ranks."""
+    rank, results = dist.get_rank(group), {}
+    for world_size in SPLITS:
+        world = dist.new_group(list(range(world_size)))
+        if rank >= world_size:
+            continue
+        saved = []
+        fit(shard(rank, world_size), SPEC, group=world, on_iteration=lambda state, kept=saved: kept.append(state))
+        states = {"contiguous": saved[-1], "scattered": fit(scattered_shard(rank, world_size), SPEC, group=world).state}
+        states["twins"] = fit(shard(rank, world_size), SPEC, init_KD=TWINS_KD, group=world).state
+        for state in saved[:-1]:
+            name = f"resumed after {state.iteration}"
+            states[name] = fit(shard(rank, world_size), SPEC, group=world, resume=state).state
+        results[world_size] = {name: list(state.to_arrow_bytes()) for name, state in states.items()}
+    return results
+
+
+def test_any_world_split_and_resume_gives_the_bits_of_one_process(tmp_path):
+    alone = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
+    twins = fit(ArrayPoints(ROWS_ND), SPEC, init_KD=TWINS_KD)
+    assert twins.splits[0] == 20
+    for rank, worlds in enumerate(run_ranks(fit_in_worlds_of_one_to_four, 4, tmp_path)):
+        assert list(worlds) == [world_size for world_size in SPLITS if world_size > rank]
+        for world_size, states in worlds.items():
+            for name, data in states.items():
+                expected = twins.state.to_arrow_bytes() if name == "twins" else alone
+                assert bytes(data) == expected, (rank, world_size, name)
+
+
+def save_until_killed(folder, group):
+    rank = dist.get_rank(group)
+
+    def save_or_die(state):
+        if rank == 0:
+            (folder / f"{state.iteration}.arrow").write_bytes(state.to_arrow_bytes())
+        dist.barrier(group)
+        if state.iteration == 3 and rank == 1:
+            raise RuntimeError("killed after iteration 3")
+
+    fit(shard(rank, 2), SPEC, group=group, on_iteration=save_or_die)
+
+
+def resume_newest(folder, group):
+    newest = max(folder.glob("*.arrow"), key=lambda path: int(path.stem))
+    state = CentroidState.from_arrow_bytes(newest.read_bytes())
+    return list(fit(shard(dist.get_rank(group), 3), SPEC, group=group, resume=state).state.to_arrow_bytes())
+
+
+def test_run_that_lost_a_rank_goes_on_with_another_number_of_ranks(tmp_path):
+    with pytest.raises(RankFailedError, match=r"rank 1\n[\s\S]*killed after iteration 3"):
+        run_ranks(partial(save_until_killed, tmp_path), 2, tmp_path)
+    assert not (tmp_path / "4.arrow").exists()
+    expected = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
+    for data in run_ranks(partial(resume_newest, tmp_path), 3, tmp_path):
+        assert bytes(data) == expected
+
+
+def errors_of_two_ranks(group):
+    rank = dist.get_rank(group)
+    same_rows = ArrayPoints(np.tile(ROWS_ND[:1], (100, 1)), first_row=100 * rank)
+    other_dims = ArrayPoints(ROWS_ND[:, : 4 + rank])
+    same_ids = ArrayPoints(ROWS_ND)
+    return [
+        error_text(lambda points=points: fit(points, SPEC, group=group)) for points in (same_rows, other_dims, same_ids)
+    ]
+
+
+def test_errors_are_raised_on_every_rank(tmp_path):
+    for same_rows, other_dims, same_ids in run_ranks(errors_of_two_ranks, 2, tmp_path):
+        assert same_rows.startswith("TooFewRowsError: 30 centroids from 200 usable rows, of which only 1 are distinct")
+        assert other_dims.startswith("DataError: the ranks hold (rows, dims) [(400, 4), (400, 5)]")
+        assert same_ids.startswith("ConfigError: row id ")
+
+
+def wait_for_ever(group):
+    if dist.get_rank(group) == 0:
+        dist.barrier(group)
+    else:
+        threading.Event().wait()
+
+
+def test_ranks_that_hang_are_ended(tmp_path):
+    with pytest.raises(TimeoutError, match="did not finish in time"):
+        run_ranks(wait_for_ever, 2, tmp_path, timeout_s=5)

@@ -1,0 +1,83 @@
+"""Chains: resume takes the newest whole link of the same input and attempt, and old data is dropped, not receipts."""
+
+from pathlib import Path
+
+import pytest
+
+from mlcd_core.errors import CorruptRecordError
+from mlcd_core.identity import fingerprint
+from mlcd_core.specs import ClusterSpec
+from mlcd_core.store import Chain, LocalFiles, StageFolder
+
+INPUTS = {"embed": fingerprint("embed")}
+
+
+def chain(root: Path, attempt: int = 1, inputs: dict[str, str] = INPUTS) -> Chain:
+    return Chain(StageFolder(LocalFiles(root), ClusterSpec()), inputs, attempt, last_number=10)
+
+
+def add(links: Chain, number: int) -> None:
+    part = links.put("state", ".bin", f"state {number}".encode())
+    links.append(number, [part], {"number": number})
+
+
+def test_newest_is_the_highest_number(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    assert links.newest() is None
+    for number in (0, 3, 7):
+        add(links, number)
+    newest = chain(tmp_path).newest()
+    assert newest is not None
+    assert (newest.number, newest.state) == (7, {"number": 7})
+    assert links.read(newest.parts[0]) == b"state 7"
+
+
+def test_only_the_newest_two_keep_their_data_and_every_receipt_stays(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    for number in range(5):
+        add(links, number)
+    kept = [p.read_bytes() for p in (tmp_path / links.folder.prefix / "data").iterdir()]
+    assert sorted(kept) == [b"state 3", b"state 4"]
+    assert len(list((tmp_path / links.folder.prefix / "units").iterdir())) == 5
+
+
+def test_data_shared_with_a_newer_link_is_kept(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    shared = links.put("shared", ".bin", b"the same in every link")
+    for number in range(4):
+        links.append(number, [shared, links.put("own", ".bin", str(number).encode())], {})
+    assert links.read(shared) == b"the same in every link"
+
+
+def test_link_with_lost_data_is_passed_over(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    for number in (1, 2):
+        add(links, number)
+    newest = links.newest()
+    assert newest is not None
+    (tmp_path / newest.parts[0].path).unlink()
+    before = links.newest()
+    assert before is not None
+    assert before.number == 1
+
+
+def test_other_inputs_and_attempts_do_not_see_each_other(tmp_path: Path) -> None:
+    add(chain(tmp_path), 5)
+    assert chain(tmp_path, attempt=2).newest() is None
+    assert chain(tmp_path, inputs={"embed": fingerprint("other")}).newest() is None
+
+
+def test_second_writer_of_a_link_gets_the_first(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    first = links.append(1, [links.put("state", ".bin", b"first")], {})
+    second = chain(tmp_path).append(1, [links.put("state", ".bin", b"second")], {})
+    assert second.write_id == first.write_id
+    assert links.read(second.parts[0]) == b"first"
+
+
+def test_changed_bytes_are_found_before_use(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    part = links.put("state", ".bin", b"true")
+    (tmp_path / part.path).write_bytes(b"tru_")
+    with pytest.raises(CorruptRecordError, match="sha256"):
+        links.read(part)
