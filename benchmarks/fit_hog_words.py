@@ -45,7 +45,7 @@ def main() -> None:
 
 def fit_codebook(images_BCHW: Tensor) -> hog_words.Codebook:
     generator = torch.Generator().manual_seed(FIT_SEED)
-    chunks = images_BCHW.split(hog_words.CHUNK_ROWS)
+    chunks = torch.split(images_BCHW, hog_words.CHUNK_ROWS)
     windows_NW = torch.cat([drawn_windows(hog_words.window_descriptors(chunk), generator) for chunk in chunks])
     contrast = windows_NW.norm(dim=1).median()
     unit_NW = hog_words.normalised_windows(windows_NW, contrast=contrast)
@@ -75,7 +75,7 @@ def spherical_kmeans(points_ND: Tensor, k: int, *, iterations: int, generator: t
 
 
 def nearest(points_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    return torch.cat([(tile @ centroids_KD.T).argmax(dim=1) for tile in points_ND.split(4096)])
+    return torch.cat([(tile @ centroids_KD.T).argmax(dim=1) for tile in torch.split(points_ND, 4096)])
 
 
 def whitened_pca(rows_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def measure(embedder: hog_words.HogWords) -> None:
     train, train_labels = scenes("train", 6000, seed=0)
     test, test_labels = scenes("test", 1000, seed=0)
     started = time.perf_counter()
-    train_ND = torch.cat([embedder.encode(batch) for batch in train.split(256)])
+    train_ND = torch.cat([embedder.encode(batch) for batch in torch.split(train, 256)])
     ms = (time.perf_counter() - started) / len(train) * 1000
     print(f"encode: {ms:.2f} ms per {SCENE_SIZE} px image, one thread")
     random_ND = torch.randn(train_ND.shape, generator=torch.Generator().manual_seed(0))

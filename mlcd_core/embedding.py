@@ -8,7 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mlcd_core.dataset import ShardReader
-from mlcd_core.images import Embedder, embed_rows, embedding_table, read_ipc
+from mlcd_core.images.embed_shard import embed_rows, embedding_table, read_ipc
+from mlcd_core.images.embedder import Embedder
 from mlcd_core.specs import EmbedSpec
 from mlcd_core.tables import RowStatus
 
@@ -20,7 +21,8 @@ def embed_shard(reader: ShardReader, *, embedder: Embedder, spec: EmbedSpec, poo
     """
     rows = list(reader)
     images = [image for group in rows for image in group.images]
-    embeddings_ND, status_N = embed_rows(images, embedder=embedder, spec=spec, pool=pool)
+    embedded = embed_rows(images, embedder=embedder, spec=spec, pool=pool)
+    embeddings_ND, status_N = embedded.embeddings_ND, embedded.status_N
     failed_N = np.array([failed for group in rows for failed in group.upstream_failed], dtype=bool)
     status_N[failed_N] = RowStatus.UPSTREAM_FAILED
     embeddings_ND[failed_N] = 0

@@ -142,7 +142,7 @@ class ClusterWorker:
         """This rank's usable rows under their global ids; a rank without parts has none, of the same width."""
         import torch
 
-        from mlcd_core.images import read_ipc
+        from mlcd_core.images.embed_shard import read_ipc
         from mlcd_core.kmeans import ArrayPoints
         from mlcd_core.labels import usable_points
 

@@ -46,7 +46,7 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
 
 def resolved_embed_spec(run: Run) -> EmbedSpec:
     """The spec with the sha256 of the weights that ``embed.pretrained`` names."""
-    from mlcd_core.images import find_weights
+    from mlcd_core.images.embedder import find_weights
 
     spec, runtime = settings(run, "embed")
     assert isinstance(spec, EmbedSpec)
@@ -60,7 +60,8 @@ class UnitEmbedder:
     def __init__(self, root: str, spec: EmbedSpec, runtime: EmbedRuntime) -> None:
         import torch
 
-        from mlcd_core.images import build_embedder, find_weights, pick_device
+        from mlcd_core.device import pick_device
+        from mlcd_core.images.embedder import build_embedder, find_weights
 
         torch.set_num_threads(runtime.threads)
         self._spec = spec
@@ -72,7 +73,7 @@ class UnitEmbedder:
     def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
         """Commit the unit and return its rows."""
         from mlcd_core.embedding import embed_shard, status_counts
-        from mlcd_core.images import ipc_bytes
+        from mlcd_core.images.embed_shard import ipc_bytes
 
         shard = Shard(**reads)
         reader = ShardReader(shard, image_column=self._spec.image_column, key_column=self._spec.key_column)

@@ -19,7 +19,7 @@ from tasks.train import LabelReader
 from tasks.work import UPSTREAM, Committed, Job, Made, StageWork, settings
 
 if TYPE_CHECKING:
-    from mlcd_core.images import Embedder
+    from mlcd_core.images.embedder import Embedder
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
 
 
 def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
-    from mlcd_core.images import build_embedder, find_weights, pick_device
+    from mlcd_core.device import pick_device
+    from mlcd_core.images.embedder import build_embedder, find_weights
     from mlcd_core.train.encoder import TowerEmbedder
 
     device = pick_device(job.runtime.device)

@@ -55,7 +55,7 @@ class UnitLabeler:
 
     def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
         """Commit the unit and return its rows."""
-        from mlcd_core.images import read_ipc
+        from mlcd_core.images.embed_shard import read_ipc
         from mlcd_core.labels import label_table, labels_to_parquet_bytes
 
         source = Part(**reads)

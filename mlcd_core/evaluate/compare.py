@@ -18,7 +18,8 @@ from mlcd_core.errors import LabelDataError
 from mlcd_core.evaluate.clusters import cluster_quality
 from mlcd_core.evaluate.probes import probe_features
 from mlcd_core.evaluate.targets import Targets
-from mlcd_core.images import Embedder, decode_images
+from mlcd_core.images.decode import decode_images
+from mlcd_core.images.embedder import Embedder
 from mlcd_core.specs import EvaluateSpec
 from mlcd_core.tables import RowStatus
 

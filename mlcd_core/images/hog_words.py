@@ -1,8 +1,8 @@
 """The laptop's embedder: no network and no download, a codebook of half a megabyte.
 
 An image is read as a bag of shapes. Small windows at two scales are described by gradient orientations (HOG), compared
-with K codebook words, and each word keeps its best window: where a shape stands no longer matters. PCA whitening then
-makes D numbers of the K. All parameters are fitted without labels by ``benchmarks/fit_hog_words.py``, on digit scenes.
+with K codebook words, and each word keeps its best window, wherever it stands. PCA whitening then makes D numbers of
+the K. All parameters are fitted without labels by ``benchmarks/fit_hog_words.py``, on digit scenes.
 The window sizes are prior knowledge: they match objects of a third to a half of the image, as in those scenes.
 It sees shape only, no colour, and it is no match for a pre-trained network on photographs.
 
@@ -52,7 +52,7 @@ class HogWords:
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Embed uint8 RGB images, float32 [B, D], not normalised, on the codebook's device."""
         book = self.codebook
-        chunks = images_BCHW.to(book.mean_K.device).split(CHUNK_ROWS)
+        chunks = torch.split(images_BCHW.to(book.mean_K.device), CHUNK_ROWS)
         matches = [word_matches(window_descriptors(chunk), book.words_KW, contrast=book.contrast) for chunk in chunks]
         return (torch.cat(matches) - book.mean_K) @ book.whitening_KD
 

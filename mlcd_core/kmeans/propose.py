@@ -14,6 +14,8 @@ from mlcd_core.errors import ConfigError
 
 TILE_CENTROIDS = 2048
 GROUP_COLUMNS = 64
+# float32 scores held at once: 4 MiB stay in the cache, fresh tiles of 32 MiB halved the speed of the product
+SCORE_ELEMENTS = 2**20
 FLOAT32_ROUNDOFF = 2.0**-24
 # rows are at most 1 + 2^-10 long, centroids 1 + sqrt(D) 2^-25
 LENGTH_PRODUCT = 1.01
@@ -30,7 +32,18 @@ class Candidates:
 def propose(points_BD: Tensor, centroids_KD: Tensor, num_candidates: int, tile_centroids: int) -> Candidates:
     """The centroids with the highest float32 scores. With ``num_candidates`` = K no other is left: ceiling -inf."""
     _check_float32_products()
-    rows_BD = points_BD.float()
+    block_rows = max(1, SCORE_ELEMENTS // min(tile_centroids, len(centroids_KD)))
+    blocks = [
+        _search_block(rows_BD.float(), centroids_KD, num_candidates, tile_centroids)
+        for rows_BD in torch.split(points_BD, block_rows)
+    ]
+    scores_BM = torch.cat([scores for scores, _ in blocks])
+    return Candidates(torch.cat([ids for _, ids in blocks]), _ceiling(scores_BM, centroids_KD))
+
+
+def _search_block(
+    rows_BD: Tensor, centroids_KD: Tensor, num_candidates: int, tile_centroids: int
+) -> tuple[Tensor, Tensor]:
     scores_BM = rows_BD.new_empty((len(rows_BD), 0))
     ids_BM = torch.empty((len(rows_BD), 0), dtype=torch.int64)
     for start in range(0, len(centroids_KD), tile_centroids):
@@ -41,19 +54,22 @@ def propose(points_BD: Tensor, centroids_KD: Tensor, num_candidates: int, tile_c
         ids_BM = torch.cat([ids_BM, best + start], dim=1)
         kept = _highest(scores_BM, num_candidates)
         scores_BM, ids_BM = scores_BM.gather(1, kept), ids_BM.gather(1, kept)
-    return Candidates(ids_BM, _ceiling(scores_BM, centroids_KD))
+    return scores_BM, ids_BM
 
 
 def _highest(scores_BK: Tensor, num_candidates: int) -> Tensor:
     num_columns = scores_BK.shape[1]
-    if num_columns % GROUP_COLUMNS or num_columns < 4 * num_candidates * GROUP_COLUMNS:
+    if num_columns < 4 * num_candidates * GROUP_COLUMNS:
         return scores_BK.topk(min(num_candidates, num_columns), sorted=False).indices
-    # the M highest lie in the M groups with the highest maxima; 2 of 2048 columns: 1.2 ms against 3.2 ms for topk alone
-    groups_BG = scores_BK.view(len(scores_BK), -1, GROUP_COLUMNS)
-    group_ids_BM = groups_BG.amax(dim=2).topk(num_candidates, sorted=False).indices
-    members = groups_BG.gather(1, group_ids_BM[:, :, None].expand(-1, -1, GROUP_COLUMNS)).flatten(1)
-    best = members.topk(num_candidates, sorted=False).indices
-    return group_ids_BM.gather(1, best // GROUP_COLUMNS) * GROUP_COLUMNS + best % GROUP_COLUMNS
+    # the M highest lie in the M groups with the highest maxima, or in the rest that fills no group; 2 of 2048 columns:
+    # 1.2 ms against 3.2 ms for topk over all columns (1024 rows, one thread)
+    num_groups, rest = divmod(num_columns, GROUP_COLUMNS)
+    groups = scores_BK[:, : num_columns - rest].view(-1, num_groups, GROUP_COLUMNS)
+    group_ids_BM = groups.amax(dim=2).topk(num_candidates, sorted=False).indices
+    columns = (group_ids_BM[:, :, None] * GROUP_COLUMNS + torch.arange(GROUP_COLUMNS)).flatten(1)
+    columns = torch.cat([columns, torch.arange(num_columns - rest, num_columns).expand(len(columns), -1)], dim=1)
+    best = scores_BK.gather(1, columns).topk(num_candidates, sorted=False).indices
+    return columns.gather(1, best)
 
 
 def _ceiling(scores_BM: Tensor, centroids_KD: Tensor) -> Tensor:

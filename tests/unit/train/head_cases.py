@@ -24,9 +24,7 @@ class HeadCase:
 
     @property
     def spec(self) -> HeadSpec:
-        return HeadSpec(
-            loss=self.loss, negative_ratio=self.negative_ratio, scale=self.scale, margin=self.margin
-        )
+        return HeadSpec(loss=self.loss, negative_ratio=self.negative_ratio, scale=self.scale, margin=self.margin)
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,7 @@ def parity(case: HeadCase, group=None, step: int = 3) -> Parity:
     whole = ShardedHead(case.spec, case.num_classes, DIM, seed=5, dtype=torch.float64, group=_alone(group))
     centers_CD = whole.centers_CD.clone().requires_grad_()
     all_features_BD = features_BD.clone().requires_grad_()
-    expected = reference_loss(
-        all_features_BD, centers_CD, positives_BL, case.spec, negatives_S=head.sampled_ids(step)
-    )
+    expected = reference_loss(all_features_BD, centers_CD, positives_BL, case.spec, negatives_S=head.sampled_ids(step))
     (3 * expected).backward()
     gradient_CD = torch.zeros_like(head.centers_CD)
     gradient_CD[head.touched_ids_T - head.classes.start] = head.gradient_TD

@@ -40,10 +40,9 @@ def test_more_ranks_than_blocks_is_refused():
         ClassBlocks(100).owned(0, 16)
 
 
-@given(num_classes=st.integers(1, 600), share=st.floats(0.001, 1), step=st.integers(0, 2**40))
+@given(num_classes=st.integers(1, 600), share=st.floats(0.001, 1))
 @settings(max_examples=60, deadline=None)
-def test_every_class_has_the_same_chance_and_the_total_is_exact(num_classes, share, step):
-    del step
+def test_every_class_has_the_same_chance_and_the_total_is_exact(num_classes, share):
     partition = ClassBlocks(num_classes)
     num_sampled = num_negatives(num_classes, share)
     bounds = torch.tensor([partition.start(block) for block in range(partition.num_blocks + 1)])
@@ -67,11 +66,12 @@ def test_draw_is_the_smallest_keys_of_each_block(num_classes, share, step, seed)
     partition, num_sampled = ClassBlocks(num_classes), num_negatives(num_classes, share)
     found = draw(partition, range(partition.num_blocks), num_sampled, seed, step).tolist()
     offset = int(splitmix64(seed, step)) % num_classes
+    key_C = splitmix64(seed, step, torch.arange(num_classes)).tolist()
     expected = []
     for block in range(partition.num_blocks):
         start, end = partition.start(block), partition.start(block + 1)
         quota = (num_sampled * end + offset) // num_classes - (num_sampled * start + offset) // num_classes
-        by_key = sorted(range(start, end), key=lambda c: int(splitmix64(seed, step, c)))
+        by_key = sorted(range(start, end), key=key_C.__getitem__)
         expected += by_key[:quota]
     assert found == sorted(expected)
     assert len(found) == num_sampled
@@ -87,11 +87,11 @@ def test_ranks_draw_together_what_one_rank_draws(world_size):
 def test_every_class_is_drawn_about_equally_often():
     head = ShardedHead(HeadSpec(negative_ratio=0.1), 300, 2)
     counts_C = torch.zeros(300)
-    for step in range(2_000):
+    for step in range(1_000):
         counts_C[head.sampled_ids(step)] += 1
-    # 2000 draws at chance 0.1: mean 200, standard deviation 13.4; five of them bound 300 classes
-    assert counts_C.mean() == 200
-    assert (counts_C - 200).abs().max() < 67
+    # 1000 draws at chance 0.1: mean 100, standard deviation 9.5; five of them bound 300 classes
+    assert counts_C.mean() == 100
+    assert (counts_C - 100).abs().max() < 48
 
 
 def test_ratio_one_draws_every_class():

@@ -1,0 +1,82 @@
+"""What an embedder is, where its weights come from, and how one is built.
+
+Weights are found once, by whoever plans the stage, and travel as bytes: their sha256 is what the spec keeps, so the
+same file under another path or tag is the same stage. Nothing here downloads unless an open_clip tag is named.
+
+B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from mlcd_core.errors import ConfigError
+from mlcd_core.identity import sha256_hex
+from mlcd_core.specs import EmbedSpec
+
+CODEBOOK_FILE = "hog_words.safetensors"
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+class Embedder(Protocol):
+    """Images in, vectors out; the same for the embed stage and for evaluation.
+
+    ``fingerprint`` names weights and preprocessing. ``encode`` takes uint8 RGB of ``image_size`` on any device and
+    gives float32 [B, D] on its own, not normalised; a row's values do not depend on its batch beyond rounding.
+    """
+
+    fingerprint: str
+    dim: int
+    image_size: int
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Embed a batch."""
+        ...
+
+
+def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
+    """Read the weights of ``spec.embedder`` from a local file, the package (hog_words) or an open_clip tag.
+
+    Raises ConfigError for a missing file, an unknown architecture or tag, and a sha256 other than the spec's.
+    """
+    if spec.embedder == "hog_words" and not pretrained:
+        return _checked(resources.files("mlcd_core.images").joinpath(CODEBOOK_FILE).read_bytes(), spec, pretrained)
+    path = Path(pretrained).expanduser()
+    if pretrained and path.is_file():
+        return _checked(path.read_bytes(), spec, pretrained)
+    if spec.embedder == "hog_words" or path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
+        raise ConfigError(
+            f"embed.pretrained={pretrained} is not a file; expected the weights of {spec.embedder}: "
+            f"give the path of an existing file{_or_leave_it(spec)}"
+        )
+    from mlcd_core.images.open_clip_embedder import download_weights
+
+    return _checked(download_weights(spec.architecture, tag=pretrained), spec, pretrained)
+
+
+def build_embedder(spec: EmbedSpec, *, weights: bytes, device: str) -> Embedder:
+    """Build the embedder of a spec on a torch device. Raises ConfigError for weights that are not the spec's."""
+    _checked(weights, spec, "the given weights")
+    if spec.embedder == "hog_words":
+        from mlcd_core.images.hog_words import build_hog_words
+
+        return build_hog_words(weights, image_size=spec.image_size, device=device)
+    from mlcd_core.images.open_clip_embedder import build_open_clip
+
+    return build_open_clip(spec.architecture, weights=weights, image_size=spec.image_size, device=device)
+
+
+def _checked(weights: bytes, spec: EmbedSpec, source: str) -> bytes:
+    digest = sha256_hex(weights)
+    if spec.weights_sha256 and spec.weights_sha256 != digest:
+        raise ConfigError(
+            f"embed.weights_sha256 is {spec.weights_sha256}, but {source or 'the packaged codebook'} has {digest}: "
+            "point embed.pretrained at the right file, or clear embed.weights_sha256 to take this one"
+        )
+    return weights
+
+
+def _or_leave_it(spec: EmbedSpec) -> str:
+    return ", or leave it empty for the packaged codebook" if spec.embedder == "hog_words" else ", or an open_clip tag"

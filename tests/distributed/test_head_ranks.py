@@ -1,0 +1,102 @@
+"""The sharded head and one training step at 1, 2 and 4 gloo ranks: the same numbers as in one process."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from mlcd_core.train.batches import Batch
+from mlcd_core.train.head import HeadSpec, ShardedHead
+from mlcd_core.train.ranks import Ranks
+from mlcd_core.train.step import new_trainee, train_step
+from tests.distributed.harness import RankFailedError, run_ranks
+from tests.unit.train.head_cases import CASES, DIM, parity, relative
+from tests.unit.train.tiny import NUM_CLASSES, tiny_spec
+
+WORLD_SIZES = [2, 4]
+BATCH_ROWS = 16
+
+
+def all_parities(group):
+    return [asdict(parity(case, group)) for case in CASES]
+
+
+def sampled_and_initial(group):
+    """What must not depend on the world size: drawn classes, and this rank's initial centers."""
+    head = ShardedHead(HeadSpec(negative_ratio=0.1), 2_500, DIM, group=group, seed=3)
+    return {"sampled": head.sampled_ids(11), "ids": head.class_ids_C, "centers": head.centers_CD}
+
+
+def global_batch(step):
+    generator = torch.Generator().manual_seed(step)
+    pixels_BCHW = torch.randint(0, 256, (BATCH_ROWS, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    positives_BL = torch.rand(BATCH_ROWS, NUM_CLASSES, generator=generator).topk(3, dim=1).indices
+    positives_BL[1] = -1
+    positives_BL[2, 1:] = -1
+    return Batch(pixels_BCHW, positives_BL, torch.arange(BATCH_ROWS), ("",) * BATCH_ROWS)
+
+
+def two_steps(group, dtype_name, clip_norm):
+    """Tower and this rank's centers after two steps on two global batches, and the losses and norms."""
+    ranks = Ranks(group)
+    spec = tiny_spec(clip_norm=clip_norm, center_weight_decay=0.1)
+    trainee = new_trainee(
+        spec, num_classes=NUM_CLASSES, device=torch.device("cpu"), group=group, dtype=getattr(torch, dtype_name)
+    )
+    numbers = []
+    for step in range(2):
+        batch, rows = global_batch(step), BATCH_ROWS // ranks.size
+        own = slice(ranks.rank * rows, (ranks.rank + 1) * rows)
+        own_batch = replace(batch, pixels_BCHW=batch.pixels_BCHW[own], positives_BL=batch.positives_BL[own])
+        result = train_step(trainee, own_batch, step=step, rate_share=1.0)
+        numbers += [float(result.output.loss.detach()), result.gradient_norm]
+    trainee.head.optimizer.settle()
+    tower = torch.cat([parameter.detach().flatten() for parameter in trainee.tower.parameters()])
+    return {"tower": tower, "centers": trainee.head.centers_CD, "numbers": torch.tensor(numbers).double()}
+
+
+def two_steps_in_double(group):
+    return [two_steps(group, "float64", clip_norm) for clip_norm in (0.5, 1000.0)]
+
+
+def two_steps_in_single(group):
+    return [two_steps(group, "float32", 0.5)]
+
+
+def uneven_batches(group):
+    rows = 3 + Ranks(group).rank
+    head = ShardedHead(HeadSpec(), 64, DIM, group=group)
+    head(torch.randn(rows, DIM), torch.zeros(rows, 1, dtype=torch.int64), step=0)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_loss_and_gradients_equal_the_dense_reference_on_every_rank(world_size, tmp_path):
+    for rank, found in enumerate(run_ranks(all_parities, world_size, tmp_path)):
+        for case, differences in zip(CASES, found, strict=True):
+            assert max(differences.values()) <= 1e-10, (rank, case, differences)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_sampled_classes_and_initial_centers_do_not_depend_on_the_world_size(world_size, tmp_path):
+    alone = sampled_and_initial(None)
+    ranks = run_ranks(sampled_and_initial, world_size, tmp_path)
+    assert all(torch.equal(found["sampled"], alone["sampled"]) for found in ranks)
+    assert torch.equal(torch.cat([found["ids"] for found in ranks]), alone["ids"])
+    assert torch.equal(torch.cat([found["centers"] for found in ranks]), alone["centers"])
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(two_steps_in_double, 1e-10), (two_steps_in_single, 1e-5)])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_steps_of_tower_and_head_give_the_weights_of_one_process(world_size, steps, tolerance, tmp_path):
+    ranks = run_ranks(steps, world_size, tmp_path)
+    for case, alone in enumerate(steps(None)):
+        centers_CD = torch.cat([found[case]["centers"] for found in ranks])
+        assert relative(centers_CD, alone["centers"]) <= tolerance
+        for found in ranks:
+            assert relative(found[case]["tower"], alone["tower"]) <= tolerance
+            assert relative(found[case]["numbers"], alone["numbers"]) <= tolerance
+
+
+def test_batches_of_different_sizes_are_refused_on_every_rank(tmp_path):
+    with pytest.raises(RankFailedError, match=r"different \[rows, labels, step\]"):
+        run_ranks(uneven_batches, 2, tmp_path)

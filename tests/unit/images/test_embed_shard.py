@@ -1,0 +1,131 @@
+"""One shard to one table: every row accounted for, unit float16 vectors, the same bytes again."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mlcd_core.errors import CorruptRecordError
+from mlcd_core.images.digit_scenes import scene_table
+from mlcd_core.images.embed_shard import embed_rows, embedding_table, ipc_bytes, read_ipc
+from mlcd_core.images.embedder import build_embedder, find_weights
+from mlcd_core.specs import EmbedSpec
+from mlcd_core.tables import RowStatus, embedding_schema
+
+SPEC = EmbedSpec(batch_rows=8)
+
+
+class MeanColour:
+    """An embedder small enough to check by hand; ``odd`` replaces chosen rows of the first batch."""
+
+    fingerprint = "mean-colour"
+    dim = 3
+    image_size = 32
+
+    def __init__(self, odd=None):
+        self.odd = odd or {}
+        self.batches = []
+
+    def encode(self, images_BCHW):
+        self.batches.append(len(images_BCHW))
+        features = images_BCHW.float().mean(dim=(2, 3)) + 1
+        for row, value in self.odd.items():
+            features[row] = value
+        return features
+
+
+@pytest.fixture(scope="module")
+def images():
+    return scene_table("train", 0, 20, seed=0)["png"].to_pylist()
+
+
+def test_rows_are_read_in_fixed_batches(images):
+    embedder = MeanColour()
+    done = embed_rows(images, embedder=embedder, spec=SPEC, pool=None)
+    assert embedder.batches == [8, 8, 4]
+    assert done.embeddings_ND.shape == (20, 3)
+    assert not done.status_N.any()
+
+
+def test_vectors_are_normalised_before_they_are_rounded(images):
+    done = embed_rows(images, embedder=MeanColour(), spec=SPEC, pool=None)
+    assert done.embeddings_ND.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(done.embeddings_ND.astype(float), axis=1), 1, atol=1e-3)
+
+
+def test_bad_images_keep_their_row_with_a_zero_vector(images):
+    mixed = [None, images[0], b"<html>", images[1][:-100], images[1]]
+    done = embed_rows(mixed, embedder=MeanColour(), spec=SPEC, pool=None)
+    assert done.status_N.tolist() == [1, 0, 3, 4, 0]
+    assert not done.embeddings_ND[[0, 2, 3]].any()
+    assert done.embeddings_ND[[1, 4]].any(axis=1).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, 1e30])
+def test_vectors_that_cannot_be_normalised_are_not_finite(images, value):
+    done = embed_rows(images[:4], embedder=MeanColour({2: value}), spec=SPEC, pool=None)
+    assert done.status_N.tolist() == [0, 0, RowStatus.NOT_FINITE, 0]
+    assert not done.embeddings_ND[2].any()
+
+
+def test_a_bad_image_keeps_its_first_status():
+    done = embed_rows([None], embedder=MeanColour({0: float("nan")}), spec=SPEC, pool=None)
+    assert done.status_N.tolist() == [RowStatus.NULL_BYTES]
+
+
+def test_an_empty_shard_gives_an_empty_table():
+    done = embed_rows([], embedder=MeanColour(), spec=SPEC, pool=None)
+    table = embedding_table([], [], done.status_N, done.embeddings_ND)
+    assert read_ipc(ipc_bytes(table)).num_rows == 0
+
+
+def test_threads_give_the_same_bytes(images):
+    embedder = build_embedder(SPEC, weights=find_weights(SPEC, ""), device="cpu")
+    alone = embed_rows(images, embedder=embedder, spec=SPEC, pool=None)
+    with ThreadPoolExecutor(3) as pool:
+        together = embed_rows(images, embedder=embedder, spec=SPEC, pool=pool)
+    assert alone.embeddings_ND.tobytes() == together.embeddings_ND.tobytes()
+
+
+def test_an_error_of_the_encoder_is_not_swallowed(images):
+    class Broken(MeanColour):
+        def encode(self, images_BCHW):
+            raise torch.cuda.OutOfMemoryError(f"no room for {len(images_BCHW)} images")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        embed_rows(images, embedder=Broken(), spec=SPEC, pool=None)
+
+
+def made_table(rows=20_000, dim=4):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((rows, dim)).astype(np.float16)
+    return embedding_table(np.arange(rows), [f"k{i}" for i in range(rows)], np.zeros(rows, np.int8), vectors), vectors
+
+
+def test_table_round_trips_through_ipc():
+    table, vectors = made_table()
+    back = read_ipc(ipc_bytes(table))
+    assert back.schema == embedding_schema(4)
+    assert back.equals(table)
+    flat = back["embedding"].combine_chunks().flatten().to_numpy()
+    np.testing.assert_array_equal(flat.reshape(-1, 4), vectors)
+
+
+def test_ipc_bytes_do_not_depend_on_chunks():
+    table, _ = made_table()
+    pieces = pa.concat_tables([table.slice(0, 777), table.slice(777, 9_000), table.slice(9_777)])
+    assert ipc_bytes(pieces) == ipc_bytes(table)
+
+
+def test_record_batches_have_8192_rows():
+    table, _ = made_table()
+    reader = pa.ipc.open_file(pa.BufferReader(ipc_bytes(table)))
+    assert [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)] == [8_192, 8_192, 3_616]
+
+
+@pytest.mark.parametrize("cut", [0, 5, 1_000])
+def test_a_short_file_is_corrupt(cut):
+    with pytest.raises(CorruptRecordError, match="make its unit again"):
+        read_ipc(ipc_bytes(made_table()[0])[:cut])
