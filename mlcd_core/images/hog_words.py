@@ -23,7 +23,7 @@ from mlcd_core.identity import fingerprint, sha256_hex
 PYRAMID = (35, 27)
 CELLS = 4  # per window side
 CELL = 3  # pixels
-STRIDE = 2  # pixels between windows
+STRIDE = 2  # pixels between windows; 1 is four times slower for a purity of .93 instead of .92 (3,000 scenes)
 ORIENTATIONS = 8  # unsigned: a dark shape on light ground is the same shape
 WORD_THRESHOLD = 0.4  # cosines below it are no match; without it whitening blows up what all windows share
 CHUNK_ROWS = 32  # the B x P x K similarities of 256 images would be 120 MB
@@ -116,5 +116,6 @@ def _orientation_maps(pixels_BCHW: Tensor) -> Tensor:
 
 
 def _windows(maps_BOHW: Tensor) -> Tensor:
+    # plain boxes: blurring the maps first made digits easier to find elsewhere, but the probe fell from .926 to .916
     cells = F.avg_pool2d(maps_BOHW, CELL, stride=1)
     return F.unfold(cells, CELLS, dilation=CELL, stride=STRIDE).transpose(1, 2)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from mlcd_core.device import pick_device
 from mlcd_core.errors import ConfigError
 from mlcd_core.events import Report, silent
 from mlcd_core.runtimes import TrainRuntime
@@ -21,7 +22,7 @@ from mlcd_core.store import Chain, Receipt
 from mlcd_core.train import checkpoint
 from mlcd_core.train.batches import BatchReader
 from mlcd_core.train.labels import TrainData
-from mlcd_core.train.ranks import Ranks, device_of
+from mlcd_core.train.ranks import Ranks
 from mlcd_core.train.step import StepResult, new_trainee, train_step
 from mlcd_core.train.watches import feature_watches
 
@@ -45,7 +46,7 @@ def train(
     """
     runtime = runtime or TrainRuntime()
     _check_spec(spec)
-    ranks, device = Ranks(group), device_of(runtime.device)
+    ranks, device = Ranks(group), torch.device(pick_device(runtime.device))
     with (
         _torch_threads(runtime.threads),
         BatchReader(data, spec, ranks, num_classes=num_classes, threads=runtime.threads) as reader,

@@ -6,7 +6,6 @@ head are written once. All ranks must call the same methods in the same order, w
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -52,8 +51,3 @@ class Ranks:
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         return self.gathered(value if self.rank == 0 else None)[0]
-
-
-def device_of(name: str) -> torch.device:
-    """``auto`` is cuda where there is one, else cpu."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -13,12 +13,7 @@ from tests.distributed.harness import RankFailedError, run_ranks
 from tests.unit.train.head_cases import CASES, DIM, parity, relative
 from tests.unit.train.tiny import NUM_CLASSES, tiny_spec
 
-WORLD_SIZES = [2, 4]
 BATCH_ROWS = 16
-
-
-def all_parities(group):
-    return [asdict(parity(case, group)) for case in CASES]
 
 
 def sampled_and_initial(group):
@@ -55,12 +50,15 @@ def two_steps(group, dtype_name, clip_norm):
     return {"tower": tower, "centers": trainee.head.centers_CD, "numbers": torch.tensor(numbers).double()}
 
 
-def two_steps_in_double(group):
-    return [two_steps(group, "float64", clip_norm) for clip_norm in (0.5, 1000.0)]
+STEPS = [("float64", 0.5, 1e-10), ("float64", 1000.0, 1e-10), ("float32", 0.5, 1e-5)]  # the clip works, and does not
 
 
-def two_steps_in_single(group):
-    return [two_steps(group, "float32", 0.5)]
+def everything(group):
+    return {
+        "parities": [asdict(parity(case, group)) for case in CASES],
+        "draw": sampled_and_initial(group),
+        "steps": [two_steps(group, dtype_name, clip_norm) for dtype_name, clip_norm, _ in STEPS],
+    }
 
 
 def uneven_batches(group):
@@ -69,32 +67,34 @@ def uneven_batches(group):
     head(torch.randn(rows, DIM), torch.zeros(rows, 1, dtype=torch.int64), step=0)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_loss_and_gradients_equal_the_dense_reference_on_every_rank(world_size, tmp_path):
-    for rank, found in enumerate(run_ranks(all_parities, world_size, tmp_path)):
-        for case, differences in zip(CASES, found, strict=True):
+@pytest.fixture(scope="module", params=[2, 4])
+def found_by_rank(request, tmp_path_factory):
+    """What each rank computed; one start of the ranks serves all comparisons."""
+    return run_ranks(everything, request.param, tmp_path_factory.mktemp("ranks"))
+
+
+def test_loss_and_gradients_equal_the_dense_reference_on_every_rank(found_by_rank):
+    for rank, found in enumerate(found_by_rank):
+        for case, differences in zip(CASES, found["parities"], strict=True):
             assert max(differences.values()) <= 1e-10, (rank, case, differences)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_sampled_classes_and_initial_centers_do_not_depend_on_the_world_size(world_size, tmp_path):
-    alone = sampled_and_initial(None)
-    ranks = run_ranks(sampled_and_initial, world_size, tmp_path)
-    assert all(torch.equal(found["sampled"], alone["sampled"]) for found in ranks)
-    assert torch.equal(torch.cat([found["ids"] for found in ranks]), alone["ids"])
-    assert torch.equal(torch.cat([found["centers"] for found in ranks]), alone["centers"])
+def test_sampled_classes_and_initial_centers_do_not_depend_on_the_world_size(found_by_rank):
+    alone, draws = sampled_and_initial(None), [found["draw"] for found in found_by_rank]
+    assert all(torch.equal(draw["sampled"], alone["sampled"]) for draw in draws)
+    assert torch.equal(torch.cat([draw["ids"] for draw in draws]), alone["ids"])
+    assert torch.equal(torch.cat([draw["centers"] for draw in draws]), alone["centers"])
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(two_steps_in_double, 1e-10), (two_steps_in_single, 1e-5)])
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_steps_of_tower_and_head_give_the_weights_of_one_process(world_size, steps, tolerance, tmp_path):
-    ranks = run_ranks(steps, world_size, tmp_path)
-    for case, alone in enumerate(steps(None)):
-        centers_CD = torch.cat([found[case]["centers"] for found in ranks])
-        assert relative(centers_CD, alone["centers"]) <= tolerance
-        for found in ranks:
-            assert relative(found[case]["tower"], alone["tower"]) <= tolerance
-            assert relative(found[case]["numbers"], alone["numbers"]) <= tolerance
+@pytest.mark.parametrize("case", range(len(STEPS)), ids=str)
+def test_steps_of_tower_and_head_give_the_weights_of_one_process(found_by_rank, case):
+    dtype_name, clip_norm, tolerance = STEPS[case]
+    alone = two_steps(None, dtype_name, clip_norm)
+    centers_CD = torch.cat([found["steps"][case]["centers"] for found in found_by_rank])
+    assert relative(centers_CD, alone["centers"]) <= tolerance
+    for found in found_by_rank:
+        assert relative(found["steps"][case]["tower"], alone["tower"]) <= tolerance
+        assert relative(found["steps"][case]["numbers"], alone["numbers"]) <= tolerance
 
 
 def test_batches_of_different_sizes_are_refused_on_every_rank(tmp_path):

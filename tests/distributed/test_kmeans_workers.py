@@ -16,10 +16,12 @@ SPEC = ClusterSpec(num_centroids=30, iterations=5, tolerance=0)
 ROWS_ND = oracle.blobs(400, 9, 12, seed=0, noise=0.3)
 # duplicates across ranks, so that which rows are distinct is a matter of all ranks together
 ROWS_ND[200:260] = ROWS_ND[:60]
+# more centroids than a rank offers at first as starts, so that what others may still hold counts
+MANY = ClusterSpec(num_centroids=100, iterations=1, tolerance=0)
 # ten starts three times over, so that clusters are empty and must be split
 TWINS_KD = np.repeat(ROWS_ND[:10], 3, axis=0)
 # positions where rank 0, 1, ... start; equal ones leave a rank without rows
-SPLITS = {1: [0], 2: [0, 37], 3: [0, 150, 150], 4: [0, 0, 390, 391]}
+SPLITS = {1: [0], 2: [0, 37], 3: [0, 150, 150], 4: [0, 0, 340, 341]}
 
 
 def shard(rank, world_size, rows_ND=ROWS_ND):
@@ -51,6 +53,7 @@ def fit_in_worlds_of_one_to_four(group):
         fit(shard(rank, world_size), SPEC, group=world, on_iteration=lambda state, kept=saved: kept.append(state))
         states = {"contiguous": saved[-1], "scattered": fit(scattered_shard(rank, world_size), SPEC, group=world).state}
         states["twins"] = fit(shard(rank, world_size), SPEC, init_KD=TWINS_KD, group=world).state
+        states["many"] = fit(shard(rank, world_size), MANY, group=world).state
         for state in saved[:-1]:
             name = f"resumed after {state.iteration}"
             states[name] = fit(shard(rank, world_size), SPEC, group=world, resume=state).state
@@ -59,15 +62,15 @@ def fit_in_worlds_of_one_to_four(group):
 
 
 def test_any_world_split_and_resume_gives_the_bits_of_one_process(tmp_path):
-    alone = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
     twins = fit(ArrayPoints(ROWS_ND), SPEC, init_KD=TWINS_KD)
     assert twins.splits[0] == 20
+    alone = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
+    expected = {"twins": twins.state.to_arrow_bytes(), "many": fit(ArrayPoints(ROWS_ND), MANY).state.to_arrow_bytes()}
     for rank, worlds in enumerate(run_ranks(fit_in_worlds_of_one_to_four, 4, tmp_path)):
         assert list(worlds) == [world_size for world_size in SPLITS if world_size > rank]
         for world_size, states in worlds.items():
             for name, data in states.items():
-                expected = twins.state.to_arrow_bytes() if name == "twins" else alone
-                assert bytes(data) == expected, (rank, world_size, name)
+                assert bytes(data) == expected.get(name, alone), (rank, world_size, name)
 
 
 def save_until_killed(folder, group):

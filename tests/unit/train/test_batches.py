@@ -92,7 +92,7 @@ def test_labels_of_other_data_are_refused_by_key(data, tmp_path):
     labels_NL = np.zeros((SHARD_ROWS[0], 4), np.int32) + np.arange(4, dtype=np.int32)
     keys = [f"other-{i}" for i in range(SHARD_ROWS[0])]
     pq.write_table(label_table(keys, labels_NL), tmp_path / "0.labels")
-    with reader(data) as batches, pytest.raises(LabelDataError, match="'0-0'.*'other-0'"):
+    with reader(data) as batches, pytest.raises(LabelDataError, match=r"'0-0'.*'other-0'"):
         list(batches.batches(0, batches.lanes.steps_per_epoch))
 
 

@@ -1,5 +1,7 @@
 """Class blocks and the negative draw: exact size, the same chance for every class, any world size."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def test_blocks_partition_the_classes_for_any_world_size(num_classes, world_size
     owned = [partition.classes(partition.owned(rank, world_size)) for rank in range(world_size)]
     assert owned[0].start == 0
     assert owned[-1].stop == num_classes
-    assert all(a.stop == b.start for a, b in zip(owned, owned[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(owned))
 
 
 def test_number_of_blocks_follows_the_rule():

@@ -1,0 +1,142 @@
+"""The whole pipeline by the real command: Prefect flow, Ray Data, Ray actors, TorchTrainer, on small scenes.
+
+One root serves the module and the tests build on each other in order, since each run that misses costs a Ray session.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import mlcd_core
+from tests.integration.harness import Finished, Mlcd, tiny_settings, write_scenes
+
+STAGES = ["embed", "cluster", "label", "train", "evaluate"]
+
+
+class World:
+    """One data folder and one root, and the command that runs on them."""
+
+    def __init__(self, folder: Path, mlcd: Mlcd) -> None:
+        self.data = folder / "data"
+        self.root = folder / "root"
+        self._mlcd = mlcd
+
+    def run(self, *words: str, **settings: object) -> Finished:
+        return self._mlcd("run", *self.request(), *tiny_settings(**settings), "--json", *words)
+
+    def plan(self, **settings: object) -> dict[str, str]:
+        done = self._mlcd("plan", *self.request(), *tiny_settings(**settings), "--json")
+        assert done.code == 0, done.stderr
+        return {stage["stage"]: stage["plan"] for stage in done.summary["stages"]}
+
+    def status(self) -> dict[str, dict[str, object]]:
+        done = self._mlcd("status", "--root", str(self.root), "--json")
+        assert done.code == 0, done.stderr
+        return {stage["stage"]: stage for stage in done.summary["stages"]}
+
+    def request(self) -> list[str]:
+        train, test = self.data / "train-*.parquet", self.data / "test-*.parquet"
+        where = ["--root", str(self.root), "--data", str(train), "--eval-data", str(test)]
+        return [*where, "--label-column", "labels"]
+
+    def listing(self) -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in sorted(self.root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, mlcd: Mlcd) -> World:
+    world = World(tmp_path_factory.mktemp("pipeline"), mlcd)
+    write_scenes(world.data, "train", shards=4)
+    write_scenes(world.data, "test", shards=1)
+    return world
+
+
+def test_plan_of_a_fresh_root_is_a_miss_and_writes_nothing(world: World) -> None:
+    assert world.plan() == {"embed": "miss", **dict.fromkeys(STAGES[1:], "waits")}
+    assert not world.root.exists()
+
+
+def test_first_run_makes_every_stage(world: World) -> None:
+    done = world.run()
+    assert done.code == 0, done.stderr
+    assert done.results() == dict.fromkeys(STAGES, "ran")
+    assert set(done.summary) >= {"stages", "metrics", "report"}
+    for scores in done.summary["metrics"].values():
+        assert set(scores) == {"knn", "linear_probe", "multilabel_map"}
+    assert set(done.summary["metrics"]) == {"trained", "untrained", "source"}
+    status = world.status()
+    assert {stage: entry["state"] for stage, entry in status.items()} == dict.fromkeys(STAGES, "committed")
+    assert status["embed"]["units_total"] == 4
+
+
+def test_every_input_row_has_one_row_in_order_in_embeddings_and_labels(world: World) -> None:
+    source = [row for path in sorted(world.data.glob("train-*")) for row in pq.read_table(path)["key"].to_pylist()]
+    run = mlcd_core.open_run(world.root)
+    embeddings, labels, centroids = run.embeddings(), run.labels(), run.centroids()
+    assert embeddings["key"].to_pylist() == source
+    assert labels["key"].to_pylist() == source
+    assert embeddings["row"].to_pylist() == list(range(40)) * 4
+    assert (len(centroids), labels["labels"].type.list_size) == (12, 6)
+
+
+def test_labels_are_the_nearest_centroids_of_the_stored_embeddings(world: World) -> None:
+    def matrix(column: pa.ChunkedArray) -> np.ndarray:
+        column = column.combine_chunks()
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+    run = mlcd_core.open_run(world.root)
+    cosines_NK = matrix(run.embeddings()["embedding"]).astype(np.float64) @ matrix(run.centroids()["vector"]).T
+    best_NL = np.argsort(-cosines_NK, axis=1, kind="stable")[:, :6]
+    np.testing.assert_array_equal(matrix(run.labels()["labels"]), best_NL)
+    chosen_NL = np.take_along_axis(cosines_NK, best_NL, axis=1)
+    np.testing.assert_array_equal(matrix(run.labels()["scores"]), chosen_NL.astype(np.float16))
+
+
+def test_same_command_again_is_cached_and_changes_no_file(world: World) -> None:
+    before = world.listing()
+    done = world.run()
+    assert done.code == 0, done.stderr
+    assert done.results() == dict.fromkeys(STAGES, "cached")
+    assert all(stage["units_run"] == 0 for stage in done.summary["stages"])
+    assert world.listing() == before
+    assert world.plan() == dict.fromkeys(STAGES, "hit")
+
+
+def test_a_training_choice_reruns_only_training(world: World) -> None:
+    assert world.plan(train__num_positive=2)["train"] == "miss"
+    done = world.run("--until", "train", train__num_positive=2)
+    assert done.results() == {
+        **dict.fromkeys(STAGES[:3], "cached"),
+        "train": "ran",
+        "evaluate": "skipped",
+    }
+
+
+def test_one_shard_more_embeds_one_shard(world: World) -> None:
+    write_scenes(world.data, "train", shards=1, first=4)
+    assert world.plan() == {"embed": "partial", **dict.fromkeys(STAGES[1:], "waits")}
+    done = world.run("--until", "label")
+    units = {stage["stage"]: stage["units_run"] for stage in done.summary["stages"]}
+    assert (units["embed"], units["label"]) == (1, 5)  # new centroids label every part again
+    assert len(mlcd_core.open_run(world.root).embeddings()) == 200
+
+
+def test_lost_and_damaged_parts_are_made_again_and_nothing_else(world: World) -> None:
+    parts = sorted((world.root / "label").rglob("*.parquet"))
+    digest = world.status()["label"]["manifest_digest"]
+    parts[0].unlink()
+    assert world.plan()["label"] in ("partial", "hit")  # the part may belong to the data set before it grew
+    done = world.run("--only", "label")
+    assert done.code == 0, done.stderr
+    assert world.status()["label"]["manifest_digest"] == digest
+
+
+def test_a_stage_that_was_not_selected_must_be_committed(world: World) -> None:
+    done = world.run("--only", "train", label__num_labels=5)
+    assert done.code == 1
+    assert "label is not committed" in done.stderr + done.stdout
+    assert "--from-stage label" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
