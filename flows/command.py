@@ -82,6 +82,11 @@ def _explained(command: Callable[[argparse.Namespace], int], options: argparse.N
             raise
         print(f"mlcd: {type(error).__name__}: {error}", file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else FAILED
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"mlcd: unexpected {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
+        return FAILED
 
 
 def _request(options: argparse.Namespace) -> "Request":

@@ -49,25 +49,22 @@ def aligned(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 def _stage_table(stages: Sequence[Record]) -> str:
     rows = [
-        (
-            stage["stage"],
-            stage["result"],
-            "-" if stage["rows"] is None else f"{stage['rows']:,}",
-            "-" if stage["usable"] is None else f"{stage['usable']:,}",
-            f"{stage['seconds']:.1f} s",
-            stage["uri"],
-        )
-        for stage in stages
+        (s["stage"], s["result"], _rows(s["rows"]), _rows(s["usable"]), f"{s['seconds']:.1f} s", s["note"], s["uri"])
+        for s in stages
     ]
-    return aligned(["stage", "result", "rows", "usable", "time", "where"], rows)
+    return aligned(["stage", "result", "rows", "usable", "time", "", "where"], rows)
+
+
+def _rows(count: int | None) -> str:
+    return f"{count:,}" if count else "-"
 
 
 def _clusters_text(clusters: Record | None) -> str:
     if not clusters or not clusters["agreement"]:
         return ""
     return (
-        f"clusters: purity {clusters['agreement']['purity']:.3f} "
-        f"(random features of the same cluster sizes: {clusters['chance']['purity']:.3f})"
+        f"clusters: purity {clusters['agreement']['purity']:.3f}, "
+        f"random features with the same cluster sizes: {clusters['chance']['purity']:.3f}"
     )
 
 

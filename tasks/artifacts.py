@@ -34,6 +34,8 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest) -> str:
         ("where", record["uri"]),
     ]
     head = f"# {manifest.stage}\n\n" + markdown_table(["", ""], rows)
+    if record["result"] == "cached":
+        return head  # the pictures are with the run that made the stage
     return "\n\n".join([head, *_pictures(manifest)])
 
 

@@ -14,9 +14,9 @@ LOGICAL_CPUS = 8  # actors of one stage, Ray Data's own operators and Train's co
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # two torch workers need 20 to 35 s to start on two cores
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core worker warns of every actor pool (ray#53727) on the user's terminal
     "OMP_NUM_THREADS": "1",  # a worker's threads are set by its runtime, not by the machine's core count
     "MKL_NUM_THREADS": "1",
 }
@@ -30,7 +30,7 @@ class RaySession:
 
     def start(self) -> None:
         """Start a local session if this process has none."""
-        import ray
+        import ray.data
 
         if ray.is_initialized():
             return
@@ -45,6 +45,8 @@ class RaySession:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True
 
     def __enter__(self) -> Self:

@@ -13,20 +13,25 @@ from prefect.exceptions import MissingContextError, PrefectException
 from prefect.logging import get_run_logger
 
 from mlcd_core.events import Report, Value
-from mlcd_core.specs import StageName
 
 LOG_EVERY_S = 5.0
+# what a line shows of an event with many values; the manifest keeps them all
+SHOWN = {
+    "train_step": ("step", "epoch", "loss", "positive_cosine", "negative_cosine", "images_per_s", "data_wait_share"),
+    "cluster.iteration": ("iteration", "objective", "changed_share", "splits"),
+}
 
 
 @contextmanager
-def prefect_report(stage: StageName) -> Iterator[Report]:
+def prefect_report() -> Iterator[Report]:
     """A reporter that logs the first event of a kind, then one every few seconds, and always the last."""
     logger = stage_logger()
     last_time: dict[str, float] = {}
     held: dict[str, str] = {}
 
     def report(event: str, values: Mapping[str, Value]) -> None:
-        line = f"{stage} {event}: " + ", ".join(f"{k} {_spell(v)}" for k, v in values.items())
+        shown = [key for key in SHOWN.get(event, values) if values.get(key) is not None]
+        line = f"{event.rpartition('.')[2]}: " + ", ".join(f"{key} {_spell(values[key])}" for key in shown)
         now = time.monotonic()
         if now - last_time.get(event, -LOG_EVERY_S) >= LOG_EVERY_S:
             last_time[event] = now

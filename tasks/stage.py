@@ -22,6 +22,7 @@ from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report
 from tasks.run import Run
 from tasks.run_record import RunRecord
+from tasks.tables import stage_note
 from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
 
 
@@ -52,6 +53,7 @@ class StageOutcome:
             "uri": self.uri,
             "units_run": self.units_run,
             "seconds": round(self.seconds, 3),
+            "note": stage_note(manifest) if manifest else "",
             "error": self.error,
         }
 
@@ -107,7 +109,7 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
     record.note(stage, folder.fingerprint, work, plan.manifest)
     manifest = plan.manifest
     if manifest is None:
-        manifest = _make(stage, work, Job(folder, plan, session, silent))
+        manifest = _make(work, Job(folder, plan, session, silent))
         record.note(stage, folder.fingerprint, work, manifest)
     outcome = StageOutcome(
         stage,
@@ -121,9 +123,9 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
     return outcome
 
 
-def _make(stage: StageName, work: StageWork, job: Job) -> Manifest:
+def _make(work: StageWork, job: Job) -> Manifest:
     job.folder.open()
-    with prefect_report(stage) as report:
+    with prefect_report() as report:
         made = work.make(replace(job, report=report))
     return job.folder.seal(
         work.inputs,

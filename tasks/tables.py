@@ -1,7 +1,9 @@
-"""The evaluation table, as the terminal and the artifact show it."""
+"""Results in words and tables, as the terminal and the artifacts show them."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from mlcd_core.store import Manifest
 
 MEASURES = {"knn": "kNN", "linear_probe": "linear probe", "multilabel_map": "multi-label mAP"}
 
@@ -13,3 +15,19 @@ def metrics_table(scores: Mapping[str, Mapping[str, float | None]]) -> tuple[lis
         for name, row in scores.items()
     ]
     return ["features", *MEASURES.values()], rows
+
+
+def stage_note(manifest: Manifest) -> str:
+    """One line on what a committed stage made."""
+    metrics = manifest.metrics
+    if manifest.stage == "embed":
+        bad = {name: count for name, count in metrics["status"].items() if name != "ok"}
+        return ", ".join(f"{count:,} {name}" for name, count in bad.items()) or "every row usable"
+    if manifest.stage == "cluster":
+        return f"objective {metrics['objective'][-1]:.4f} after {metrics['iterations']} iterations"
+    if manifest.stage == "label":
+        return f"labels of {metrics['num_centroids']:,} clusters"
+    if manifest.stage == "train":
+        first, last = metrics["curve"][0], metrics["curve"][-1]
+        return f"loss {first['loss']:.3f} at step {first['step']:,}, {last['loss']:.3f} at step {last['step']:,}"
+    return f"{metrics['test_rows']:,} test rows" if metrics["scores"] else "cluster evidence only"

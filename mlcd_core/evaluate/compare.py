@@ -91,7 +91,7 @@ def describe_clusters(
     raw_labels: Sequence[Any] | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Cluster evidence as plain values: sizes, identical embeddings, and with labels purity and recall beside chance."""
+    """Cluster evidence as plain values: sizes, identical embeddings; with labels purity and recall beside chance."""
     multi_hot_NC = None
     if raw_labels is not None:
         multi_hot_NC = Targets.from_labels(raw_labels, raw_labels).train_NC
@@ -102,7 +102,7 @@ def describe_clusters(
 
 
 def _encode(embedder: Embedder, pixels_BCHW: torch.Tensor, batch_rows: int) -> NDArray[np.float32]:
-    batches = [embedder.encode(batch).float().cpu() for batch in pixels_BCHW.split(batch_rows)]
+    batches = [embedder.encode(batch).float().cpu() for batch in torch.split(pixels_BCHW, batch_rows)]
     if not batches:
         return np.zeros((0, embedder.dim), dtype=np.float32)
     encoded: NDArray[np.float32] = torch.cat(batches).numpy()

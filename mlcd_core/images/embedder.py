@@ -8,13 +8,14 @@ B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
 
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import sha256_hex
 from mlcd_core.specs import EmbedSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor  # planning finds weights without loading torch
 
 CODEBOOK_FILE = "hog_words.safetensors"
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -31,7 +32,7 @@ class Embedder(Protocol):
     dim: int
     image_size: int
 
-    def encode(self, images_BCHW: Tensor) -> Tensor:
+    def encode(self, images_BCHW: "Tensor") -> "Tensor":
         """Embed a batch."""
         ...
 

@@ -6,7 +6,6 @@ its window again and decodes nothing that it does not train on.
 B rows of this rank's batch, L positives per row, G row groups, U usable rows of a row group.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,6 +86,7 @@ class BatchReader:
                 f"no row of {len(data.shards)} shards has a label: expected usable images; look at the embed stage's "
                 "statuses, most often the image column or max_pixels is wrong"
             )
+        self._order = lru_cache(2)(self.lanes.epoch)
         self._loaded: dict[int, _LoadedGroup] = {}
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="batch")
@@ -114,7 +114,7 @@ class BatchReader:
     def batch(self, step: int) -> Batch:
         """This rank's rows of the global batch of one global step."""
         spec, (epoch, epoch_step) = self._spec, divmod(step, self.lanes.steps_per_epoch)
-        order = self.lanes.epoch(epoch)
+        order = self._order(epoch)
         self._load_windows(order, epoch_step)
         batch_rows = len(self._own_lanes) * self.lanes.rows_per_step
         pixels_BCHW = np.zeros((batch_rows, 3, spec.image_size, spec.image_size), np.uint8)
@@ -155,11 +155,8 @@ class BatchReader:
 
     def _load_windows(self, order: EpochOrder, epoch_step: int) -> None:
         """Keep the row groups that this step's windows need, and read those that are missing."""
-        needed: Counter[int] = Counter()
-        first, last = order.window_of(epoch_step), order.window_of(epoch_step + 1)
-        for lane in self._own_lanes:
-            for window in range(first, last + 1):
-                needed.update(order.window(lane, window).group_n.tolist())
+        windows = [order.window(lane, number) for lane in self._own_lanes for number in order.windows_of(epoch_step)]
+        needed = np.unique(np.concatenate([window.group_n for window in windows])).tolist()
         self._loaded = {group: self._loaded.get(group) or self._load(self._groups[group]) for group in needed}
 
     def _load(self, group: _Group) -> _LoadedGroup:

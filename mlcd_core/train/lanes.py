@@ -10,6 +10,7 @@ G row groups, n rows asked for.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -67,24 +68,25 @@ class EpochOrder:
         self._epoch = epoch
         self._group_order_G = group_order_G
         self._end_G = lanes.usable_G[group_order_G].cumsum()
+        self.window = lru_cache(4 * lanes.num_lanes)(self._window)
 
-    def window_of(self, step: int) -> int:
-        """The window in which a step begins."""
-        return step * self._lanes.rows_per_step // WINDOW_ROWS
+    def windows_of(self, step: int) -> range:
+        """The windows that a step reads, the same for every lane."""
+        begin = step * self._lanes.rows_per_step
+        return range(begin // WINDOW_ROWS, (begin + self._lanes.rows_per_step - 1) // WINDOW_ROWS + 1)
 
     def rows(self, lane: int, step: int) -> LaneRows:
         """What a lane gives to the batch of ``step``; fewer rows, or none, where the lane ends."""
-        begin = step * self._lanes.rows_per_step
-        end = begin + self._lanes.rows_per_step
-        first, last = begin // WINDOW_ROWS, (end - 1) // WINDOW_ROWS
-        windows = [self.window(lane, number) for number in range(first, last + 1)]
-        offset = first * WINDOW_ROWS
+        numbers = self.windows_of(step)
+        windows = [self.window(lane, number) for number in numbers]
+        begin = step * self._lanes.rows_per_step - numbers.start * WINDOW_ROWS
+        part = slice(begin, begin + self._lanes.rows_per_step)
         return LaneRows(
-            np.concatenate([window.group_n for window in windows])[begin - offset : end - offset],
-            np.concatenate([window.position_n for window in windows])[begin - offset : end - offset],
+            np.concatenate([window.group_n for window in windows])[part],
+            np.concatenate([window.position_n for window in windows])[part],
         )
 
-    def window(self, lane: int, number: int) -> LaneRows:
+    def _window(self, lane: int, number: int) -> LaneRows:
         """The rows of one window of a lane, shuffled by (seed, epoch, lane)."""
         lanes = self._lanes
         lane_start = lane * lanes.num_rows // lanes.num_lanes

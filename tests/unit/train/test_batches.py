@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mlcd_core.dataset import ShardReader
 from mlcd_core.errors import DataError, LabelDataError
 from mlcd_core.train.batches import BatchReader
 from mlcd_core.train.ranks import Ranks
@@ -86,6 +87,17 @@ def test_a_jump_decodes_only_what_it_trains_on(data, monkeypatch):
     with reader(data) as batches:
         list(batches.batches(9, 11))
     assert sum(decoded) <= 32
+
+
+def test_an_epoch_reads_each_row_group_once_and_again_only_where_lanes_meet(data, monkeypatch):
+    reads = []
+    real = ShardReader.read
+    monkeypatch.setattr(
+        ShardReader, "read", lambda self, group: reads.append((self.shard.uri, group)) or real(self, group)
+    )
+    with reader(data) as batches:
+        list(batches.batches(0, batches.lanes.steps_per_epoch))
+    assert len(set(reads)) <= len(reads) <= len(set(reads)) + 4
 
 
 def test_labels_of_other_data_are_refused_by_key(data, tmp_path):
