@@ -26,7 +26,10 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
 
 def plan_text(plans: Sequence[Record]) -> str:
     """The table of ``mlcd plan``."""
-    rows = [(p["stage"], p["plan"], p["units_missing"], p["units_total"], p["spec"][:12], p["note"]) for p in plans]
+    rows = [
+        (p["stage"], p["plan"], _or_dash(p["units_missing"]), _or_dash(p["units_total"]), p["spec"][:12], p["note"])
+        for p in plans
+    ]
     return aligned(["stage", "plan", "missing", "units", "spec", ""], rows)
 
 
@@ -53,6 +56,10 @@ def _stage_table(stages: Sequence[Record]) -> str:
         for s in stages
     ]
     return aligned(["stage", "result", "rows", "usable", "time", "", "where"], rows)
+
+
+def _or_dash(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
 
 
 def _rows(count: int | None) -> str:

