@@ -8,10 +8,32 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
+from typing import IO
 
 import psutil
 
 SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a command took."""
+
+    wall_s: float
+    peak_pss_bytes: int
+    exit_code: int
+
+
+def measured(command: list[str], stdout: IO[str] | None = None) -> Use:
+    """Run a command to its end and sample its process tree."""
+    started, peak = time.monotonic(), 0
+    with subprocess.Popen(command, stdout=stdout) as child:
+        root = psutil.Process(child.pid)
+        while child.poll() is None:
+            peak = max(peak, tree_pss_bytes(root))
+            time.sleep(SAMPLE_S)
+    return Use(round(time.monotonic() - started, 1), peak, child.returncode)
 
 
 def tree_pss_bytes(root: psutil.Process) -> int:
@@ -31,16 +53,9 @@ def tree_pss_bytes(root: psutil.Process) -> int:
 
 def main() -> None:
     """Run the command after ``--`` and report."""
-    command = sys.argv[sys.argv.index("--") + 1 :]
-    started, peak = time.monotonic(), 0
-    with subprocess.Popen(command) as child:
-        root = psutil.Process(child.pid)
-        while child.poll() is None:
-            peak = max(peak, tree_pss_bytes(root))
-            time.sleep(SAMPLE_S)
-    wall_s = round(time.monotonic() - started, 1)
-    print(json.dumps({"wall_s": wall_s, "peak_pss_bytes": peak, "exit_code": child.returncode}))
-    sys.exit(child.returncode)
+    use = measured(sys.argv[sys.argv.index("--") + 1 :])
+    print(json.dumps(asdict(use)))
+    sys.exit(use.exit_code)
 
 
 if __name__ == "__main__":
