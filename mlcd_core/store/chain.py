@@ -5,7 +5,8 @@ state is always a link, and the manifest names only that. Data of links older th
 receipts stay as the record of what happened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from mlcd_core.identity import fingerprint
@@ -27,12 +28,8 @@ class Chain:
     def newest(self) -> Receipt | None:
         """The link with the highest number whose parts are all there, or None: start from the beginning."""
         sizes = {info.path: info.bytes for info in self.folder.files.list(self.folder.prefix)}
-        for number in range(self.last_number, -1, -1):
-            unit = self._unit(number)
-            if self.folder.receipt_path(unit, self.attempt) not in sizes:
-                continue
-            link = self.folder.read_receipt(unit, self.attempt)
-            assert link is not None
+        for number in reversed(self._present(sizes)):
+            link = self._link(number)
             if all(sizes.get(part.path) == part.bytes for part in link.parts):
                 return link
         return None
@@ -50,7 +47,7 @@ class Chain:
         """
         assert 0 <= number <= self.last_number, f"link {number} of a chain that ends at {self.last_number}"
         link = self.folder.commit(UnitTask(number, self._unit(number), self.attempt), parts, number=number, state=state)
-        self._drop_old_data(number)
+        self._drop_old_data()
         return link
 
     def read(self, part: Part) -> bytes:
@@ -60,17 +57,25 @@ class Chain:
     def _unit(self, number: int) -> str:
         return fingerprint([self.input, number])
 
-    def _drop_old_data(self, newest: int) -> None:
-        present = {info.path for info in self.folder.files.list(f"{self.folder.prefix}/units")}
-        links = [n for n in range(newest + 1) if self.folder.receipt_path(self._unit(n), self.attempt) in present]
-        kept: set[str] = set()
-        for number in links[-KEPT_LINKS:]:
-            link = self.folder.read_receipt(self._unit(number), self.attempt)
-            assert link is not None
-            kept |= {part.path for part in link.parts}
+    def _link(self, number: int) -> Receipt:
+        link = self.folder.read_receipt(self._unit(number), self.attempt)
+        assert link is not None, f"link {number} was listed and is gone"
+        return link
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        """Receipt path -> number of every link there can be; a name is a hash, so it is found by making it."""
+        numbers = range(self.last_number + 1)
+        return {self.folder.receipt_path(self._unit(number), self.attempt): number for number in numbers}
+
+    def _present(self, paths: Iterable[str]) -> list[int]:
+        """The numbers of the links among these paths, ascending."""
+        return sorted(self._number_of[path] for path in paths if path in self._number_of)
+
+    def _drop_old_data(self) -> None:
+        links = self._present(info.path for info in self.folder.files.list(f"{self.folder.prefix}/units"))
+        kept = {part.path for number in links[-KEPT_LINKS:] for part in self._link(number).parts}
         for number in links[-KEPT_LINKS - 1 : -KEPT_LINKS]:
-            link = self.folder.read_receipt(self._unit(number), self.attempt)
-            assert link is not None
-            for part in link.parts:
+            for part in self._link(number).parts:
                 if part.path not in kept:
                     self.folder.files.delete(part.path)
