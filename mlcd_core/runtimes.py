@@ -11,20 +11,21 @@ class Runtime(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: int = Field(1, ge=1, description="Ray actors or train workers")
     threads: int = Field(1, ge=1, description="threads per worker")
-    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
 
 
 class EmbedRuntime(Runtime):
     """``pretrained`` says where the weights are found; their sha256 is what counts."""
 
+    workers: int = Field(1, ge=1, description="Ray Data actors")
+    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     pretrained: str = Field("", description="path of a weights file, or an open_clip tag; empty: the packaged codebook")
 
 
 class ClusterRuntime(Runtime):
     """``tile_rows`` bounds the score tile; it does not change the result."""
 
+    workers: int = Field(1, ge=1, description="Ray actors that share the rows")
     tile_rows: int = Field(4096, ge=1, description="rows scored at once")
     save_every: int = Field(1, ge=1, description="iterations between saved links")
 
@@ -32,15 +33,20 @@ class ClusterRuntime(Runtime):
 class LabelRuntime(Runtime):
     """Rows scored at once."""
 
+    workers: int = Field(1, ge=1, description="Ray Data actors")
     tile_rows: int = Field(4096, ge=1)
 
 
 class TrainRuntime(Runtime):
     """World size and the checkpoint interval."""
 
+    workers: int = Field(1, ge=1, description="Ray Train workers, the ranks")
+    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     log_steps: int = Field(20, ge=1, description="steps between log records")
 
 
 class EvaluateRuntime(Runtime):
     """Evaluation runs in one worker."""
+
+    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")

@@ -18,6 +18,7 @@ from mlcd_core.events import silent
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.artifacts import publish_stage_artifact
+from tasks.failures import worker_errors
 from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report, stage_logger
 from tasks.run import Run
@@ -126,7 +127,7 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
 
 def _make(work: StageWork, job: Job) -> Manifest:
     job.folder.open()
-    with prefect_report() as report:
+    with prefect_report() as report, worker_errors():
         made = work.make(replace(job, report=report))
     return job.folder.seal(
         work.inputs,

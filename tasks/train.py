@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlcd_core.dataset import Shard
-from mlcd_core.errors import StageFailedError
 from mlcd_core.events import Report
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
@@ -71,7 +70,7 @@ def _total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
 
 
 def _fit(job: TrainJob) -> None:
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     with tempfile.TemporaryDirectory(prefix="mlcd-ray-train-") as scratch:
@@ -82,10 +81,7 @@ def _fit(job: TrainJob) -> None:
             torch_config=TorchConfig(backend="gloo"),
             run_config=RunConfig(name=uuid.uuid4().hex, storage_path=scratch),
         )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise StageFailedError(f"training failed on a worker: {error}") from error
+        trainer.fit()
 
 
 def train_worker(config: dict[str, Any]) -> None:

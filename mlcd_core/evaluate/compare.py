@@ -91,10 +91,16 @@ def describe_clusters(
     raw_labels: Sequence[Any] | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Cluster evidence as plain values: sizes, identical embeddings; with labels purity and recall beside chance."""
+    """Cluster evidence as plain values: sizes, identical embeddings; with labels purity and recall beside chance.
+
+    Rows whose label is null are left out where there are labels.
+    """
     multi_hot_NC = None
     if raw_labels is not None:
-        multi_hot_NC = Targets.from_labels(raw_labels, raw_labels).train_NC
+        labelled_N = np.array([label is not None for label in raw_labels])
+        labels_NL, embeddings_ND = labels_NL[labelled_N], embeddings_ND[labelled_N]
+        known = [label for label in raw_labels if label is not None]
+        multi_hot_NC = Targets.from_labels(known, known).train_NC
     quality = cluster_quality(
         labels_NL, num_centroids, multi_hot_NC=multi_hot_NC, embeddings_ND=embeddings_ND, seed=seed
     )

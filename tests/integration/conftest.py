@@ -1,6 +1,5 @@
 """Fixtures of the integration tests: a Prefect server on a free port, and the ``mlcd`` command against it."""
 
-import os
 import socket
 import subprocess
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import BIN, Finished, Mlcd, stop
+from tests.integration.harness import BIN, Mlcd, stop
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +43,5 @@ def wait_until_up(url: str, server: "subprocess.Popen[str]", timeout_s: float = 
 
 @pytest.fixture(scope="session")
 def mlcd(prefect_server: str) -> Mlcd:
-    """Run the command to its end against the session's server."""
-
-    def run(*words: str, timeout_s: float = 400) -> Finished:
-        environment = {**os.environ, "PREFECT_API_URL": prefect_server}
-        command = [str(BIN / "mlcd"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False)
-        return Finished(done.returncode, done.stdout, done.stderr)
-
-    return run
+    """The command against the session's server."""
+    return Mlcd(prefect_server)

@@ -1,10 +1,12 @@
 """Small scenes, small settings and real processes for the integration tests."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,50 @@ class Finished:
         return {stage["stage"]: stage["result"] for stage in self.summary["stages"]}
 
 
-Mlcd = Callable[..., Finished]
+@dataclass(frozen=True)
+class Mlcd:
+    """The ``mlcd`` command against one Prefect server."""
+
+    api: str
+
+    def __call__(self, *words: str, timeout_s: float = 400) -> Finished:
+        """Run it to its end."""
+        done = subprocess.run(
+            self.command(words), capture_output=True, text=True, env=self.environment(), timeout=timeout_s, check=False
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start it in a process group of its own."""
+        silent = subprocess.DEVNULL
+        return subprocess.Popen(
+            self.command(words), stdout=silent, stderr=silent, env=self.environment(), start_new_session=True
+        )
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        return [str(BIN / "mlcd"), *words]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PREFECT_API_URL": self.api}
+
+
+def kill_after_first_receipt(words: Sequence[str], root: Path, delay_s: float, mlcd: Mlcd) -> dict[str, str]:
+    """Start a run, SIGKILL its process group ``delay_s`` after its first receipt; the write ids of all receipts."""
+    child = mlcd.start(*words)
+    deadline = time.monotonic() + 300
+    while not any(root.glob("*/*/units/*.json")):
+        assert child.poll() is None, f"the run ended with {child.returncode}"
+        assert time.monotonic() < deadline, "no receipt in 300 s"
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    return {str(path.relative_to(root)): write_id_of(path) for path in root.glob("*/*/units/*.json")}
+
+
+def write_id_of(path: Path) -> str:
+    """Whose write a receipt is."""
+    return str(json.loads(path.read_bytes())["record"]["write_id"])
 
 
 def write_scenes(folder: Path, split: Split, *, shards: int, rows: int = 40, first: int = 0) -> None:

@@ -3,6 +3,8 @@
 One root serves the module and the tests build on each other in order, since each run that misses costs a Ray session.
 """
 
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import mlcd_core
-from tests.integration.harness import Finished, Mlcd, tiny_settings, write_scenes
+from tests.integration.harness import (
+    Finished,
+    Mlcd,
+    kill_after_first_receipt,
+    tiny_settings,
+    write_id_of,
+    write_scenes,
+)
 
+REPO = Path(__file__).parents[2]
 STAGES = ["embed", "cluster", "label", "train", "evaluate"]
 
 
@@ -103,6 +113,25 @@ def test_same_command_again_is_cached_and_changes_no_file(world: World) -> None:
     assert all(stage["units_run"] == 0 for stage in done.summary["stages"])
     assert world.listing() == before
     assert world.plan() == dict.fromkeys(STAGES, "hit")
+
+
+def test_the_python_of_the_readme_reads_it(world: World) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+    exec(code.replace("/data/mlcd", str(world.root)), {})
+
+
+def test_run_killed_at_a_random_time_ends_with_the_same_digests(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
+    request = [str(tmp_path) if word == str(world.root) else word for word in world.request()]
+    words = ["run", *request, *tiny_settings(), "--until", "label", "--json"]
+    delay_s = random.uniform(0, 4)
+    killed = kill_after_first_receipt(words, tmp_path, delay_s, mlcd)
+    done = mlcd(*words)
+    assert done.code == 0, f"killed {delay_s:.2f} s after the first receipt: {done.stderr}"
+    for path, write_id in killed.items():
+        assert write_id_of(tmp_path / path) == write_id
+    undisturbed = world.status()
+    for stage in done.summary["stages"][:3]:
+        assert stage["manifest_digest"] == undisturbed[stage["stage"]]["manifest_digest"]
 
 
 def test_a_training_choice_reruns_only_training(world: World) -> None:

@@ -1,0 +1,92 @@
+"""Encoding shards for evaluation: rows stay aligned with their labels when images are bad, and labels are checked."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mlcd_core.dataset import Shard, find_shards
+from mlcd_core.errors import LabelDataError
+from mlcd_core.evaluate.compare import EncodedRows, compare_features, describe_clusters, encode_shards
+from mlcd_core.images.digit_scenes import scene_table
+from mlcd_core.specs import EvaluateSpec
+
+SPEC = EvaluateSpec(label_column="labels", image_column="png", batch_rows=7, probe_c=(1.0,))
+
+
+class MeanColour:
+    """An embedder simple enough to know the answer."""
+
+    fingerprint = "mean colour"
+    dim = 3
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        assert images_BCHW.shape[1:] == (3, self.image_size, self.image_size)
+        assert len(images_BCHW) <= SPEC.batch_rows
+        return images_BCHW.float().mean(dim=(2, 3))
+
+
+def shards(tmp_path: Path, bad_rows: dict[int, bytes | None]) -> tuple[Shard, ...]:
+    table = scene_table("train", 0, 20, 0)
+    images = [bad_rows.get(i, image) for i, image in enumerate(table["png"].to_pylist())]
+    table = table.set_column(table.column_names.index("png"), "png", pa.array(images, pa.binary()))
+    for shard in range(2):
+        pq.write_table(table, tmp_path / f"{shard}.parquet", row_group_size=6)
+    return find_shards(str(tmp_path / "*.parquet"), memo=tmp_path / "memo")
+
+
+def test_rows_that_do_not_decode_are_left_out_and_the_rest_stays_aligned(tmp_path: Path) -> None:
+    found = shards(tmp_path, {3: None, 11: b"no image"})
+    with ThreadPoolExecutor(2) as pool:
+        rows = encode_shards(found, {"small": MeanColour(16), "large": MeanColour(32)}, spec=SPEC, pool=pool)
+    kept = [row for row in range(20) if row not in (3, 11)]
+    assert rows.positions_N.tolist() == kept + [20 + row for row in kept]
+    labels = scene_table("train", 0, 20, 0)["labels"].to_pylist()
+    assert rows.labels == [labels[row] for row in kept] * 2
+    assert rows.features["small"].shape == rows.features["large"].shape == (36, 3)
+    np.testing.assert_array_equal(rows.features["large"][:18], rows.features["large"][18:])
+    np.testing.assert_allclose(rows.features["small"], rows.features["large"], atol=12)
+
+
+def test_without_embedders_every_row_is_returned_with_its_label(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        rows = encode_shards(shards(tmp_path, {3: None}), {}, spec=SPEC, pool=pool)
+    assert len(rows.labels) == 40
+    assert rows.features == {}
+
+
+def test_scores_come_out_by_name_with_their_details() -> None:
+    random = np.random.default_rng(0)
+    labels = [int(label) for label in random.integers(0, 2, 60)]
+    told_N1 = np.array(labels, dtype=np.float32)[:, None] * 2 - 1
+    features = {"told": np.hstack([told_N1, told_N1]), "noise": random.normal(size=(60, 4)).astype(np.float32)}
+    train = EncodedRows({k: v[:40] for k, v in features.items()}, labels[:40], np.arange(40))
+    test = EncodedRows({k: v[40:] for k, v in features.items()}, labels[40:], np.arange(20))
+    compared = compare_features(train, test, spec=EvaluateSpec(knn=3))
+    assert compared["scores"]["told"] == {"knn": 1.0, "linear_probe": 1.0, "multilabel_map": None}
+    assert compared["scores"]["noise"]["linear_probe"] < 0.9
+    assert (compared["kind"], compared["test_rows"]) == ("single", 20)
+
+
+def test_row_without_a_label_is_refused() -> None:
+    rows = EncodedRows({"x": np.ones((2, 2), np.float32)}, [1, None], np.arange(2))
+    with pytest.raises(LabelDataError, match="1 of 2 train rows have no label"):
+        compare_features(rows, rows, spec=EvaluateSpec())
+
+
+def test_cluster_evidence_has_classes_only_when_there_are_labels() -> None:
+    labels_NL = np.array([[0, 1], [1, 0], [-1, -1]], dtype=np.int32)
+    vectors_ND = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float16)
+    plain = describe_clusters(labels_NL, 2, embeddings_ND=vectors_ND, raw_labels=None, seed=0)
+    assert (plain["usable"], plain["agreement"], plain["chance"]) == (2, None, None)
+    labelled = describe_clusters(labels_NL, 2, embeddings_ND=vectors_ND, raw_labels=[7, 8, 7], seed=0)
+    assert labelled["agreement"]["purity"] == 1.0
+    one_null = describe_clusters(labels_NL, 2, embeddings_ND=vectors_ND, raw_labels=[7, None, 7], seed=0)
+    assert (one_null["rows"], one_null["usable"]) == (2, 1)

@@ -1,0 +1,91 @@
+"""The command line: bad use is one clear line, an exit code and nothing written; never a traceback."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows import command
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        command.main(list(words))
+    return int(ended.value.code or 0)
+
+
+def shard(path: Path, **columns: list[object]) -> Path:
+    pq.write_table(pa.table(columns or {"jpg": [b"1"], "label": [1]}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--data", "demo", "--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
+        (["--data", "demo", "--set", "train.epochs"], 2, "write --set train.epochs=VALUE"),
+        (["--data", "demo", "--preset", "labtop"], 2, "did you mean laptop?"),
+        (["--data", "demo", "--only", "trian"], 2, "did you mean train?"),
+        (["--data", "demo", "--only", "train", "--until", "train"], 2, "leave out from_stage and until"),
+        (["--data", "demo", "--from-stage", "train", "--until", "embed"], 2, "the order is embed, cluster"),
+        (["--data", "demo", "--name", "../x"], 2, "becomes a file name"),
+        (["--data", "nowhere/*.parquet"], 1, "give Parquet shards with --data"),
+        (["--data", "cut.parquet"], 1, "not a whole Parquet file"),
+        (["--data", "texts.parquet"], 1, "no image column jpg, png, webp or image"),
+        (["--data", "photos.parquet"], 1, "try --set embed.image_column=photo"),
+        (["--data", "good.parquet", "--label-column", "lable"], 1, "no label column 'lable'"),
+        (["--data", "good.parquet", "--eval-data", "gone.parquet"], 1, "no shards found"),
+        (["--data", "."], 1, "not a whole Parquet file"),
+    ],
+)
+def test_bad_use_is_one_line_with_the_fix_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard(tmp_path / "good.parquet")
+    shard(tmp_path / "texts.parquet", text=["no image"])
+    shard(tmp_path / "photos.parquet", photo=[b"1"])
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-20])
+    assert run("run", *words, "--root", "root") == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("mlcd: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "root").exists()
+
+
+def test_missing_argument_and_unknown_command_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run") == 2
+    assert run("demonstrate") == 2
+    assert "usage: mlcd" in capsys.readouterr().err
+
+
+def test_help_of_every_command_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, option in (("demo", "--set"), ("run", "--eval-data"), ("plan", "--label-column"), ("status", "--name")):
+        assert run(name, "--help") == 0
+        assert option in capsys.readouterr().out
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    from mlcd_core.errors import DataError
+
+    with pytest.raises(DataError):
+        command.main(["run", "--data", str(tmp_path / "none"), "--root", str(tmp_path / "root"), "--debug"])
+
+
+def test_status_of_a_root_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("status", "--root", str(tmp_path)) == 2
+    assert "runs there: none" in capsys.readouterr().err
+
+
+def test_unwritable_root_is_said_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert run("demo", "--root", str(tmp_path / "file" / "root")) == 1
+    assert "choose another with --root" in capsys.readouterr().err
