@@ -11,6 +11,7 @@ ROWS_PER_SHARD: dict[Split, int] = {"train": 750, "test": 500}
 
 def compose_demo(files: LocalFiles) -> None:
     """Write the train and test shards that are not there yet; 6,000 and 1,000 scenes."""
+    files.sweep(DEMO)
     present = {info.path for info in files.list(DEMO)}
     for split, num_shards in NUM_SHARDS.items():
         for shard in range(num_shards):

@@ -34,4 +34,5 @@ class RunRecord:
         record = self.read()
         if record["stages"].get(stage) != entry:
             record["stages"][stage] = entry
+            self._files.sweep("runs")
             self._files.put(self.path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")

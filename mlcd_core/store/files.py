@@ -5,6 +5,7 @@ receipts, manifests) is built on these operations, so another store is one more 
 """
 
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from mlcd_core.errors import StoreError
+
+_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Files(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove the object; absent is fine."""
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what writers that were killed left half-written under the folder ``prefix``."""
 
     def uri(self, path: str) -> str:
         """The address a person can open."""
@@ -75,13 +81,19 @@ class LocalFiles:
             found = [
                 FileInfo(file.relative_to(self.root).as_posix(), file.stat().st_size)
                 for file in (self.root / prefix).rglob("*")
-                if file.is_file() and not file.name.startswith(".tmp-")
+                if file.is_file() and not file.name.startswith(_TEMPORARY)
             ]
             return sorted(found, key=lambda info: info.path)
 
     def delete(self, path: str) -> None:
         with self._explained("delete", path):
             (self.root / path).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str) -> None:
+        with self._explained("clean", prefix):
+            for temporary in (self.root / prefix).rglob(f"{_TEMPORARY}{socket.gethostname()}-*"):
+                if not _is_alive(int(temporary.name.rsplit("-", 2)[1])):
+                    temporary.unlink(missing_ok=True)
 
     def uri(self, path: str) -> str:
         return str(self.root / path)
@@ -91,7 +103,7 @@ class LocalFiles:
         """A synced temporary file beside the target; gone on exit, the directory synced after a success."""
         folder = (self.root / path).parent
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".tmp-{uuid.uuid4().hex}"
+        temporary = folder / f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -115,3 +127,13 @@ class LocalFiles:
                 f"cannot {verb} {self.root / path}: {error.strerror or error}; "
                 "check that the folder exists, is writable and has free space, or choose another with --root"
             ) from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives and is another user's
+    return True

@@ -67,7 +67,11 @@ class StageFolder:
         self.prefix = f"{spec.STAGE}/{short(self.fingerprint)}"
 
     def open(self) -> None:
-        """Write ``spec.json`` if it is absent. Raises CorruptRecordError when another spec stands at this address."""
+        """Get ready to write: ``spec.json`` if it is absent, and nothing half-written from a run that was killed.
+
+        Raises CorruptRecordError when another spec stands at this address.
+        """
+        self.files.sweep(self.prefix)
         record = spec_record(self.spec)
         path = f"{self.prefix}/spec.json"
         if not self.files.create(path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n"):
