@@ -1,12 +1,13 @@
 """The ``mlcd`` command: ``demo``, ``run``, ``plan``, ``status``.
 
 Only the standard library is loaded until a command needs more, so ``--help`` answers at once. Results go to stdout,
-everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage.
+everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from tasks.run import Request
 
 DEFAULT_ROOT = "mlcd-data"
-FAILED, USAGE, TERMINATED = 1, 2, 143
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the command, and exit with its code."""
     options = _parser().parse_args(arguments)
     _quiet_libraries()
+    # an exit instead of the default death, so that servers and Ray started by this process are stopped on the way
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(_explained(options.command, options))
 
 
@@ -82,6 +85,9 @@ def _explained(command: Callable[[argparse.Namespace], int], options: argparse.N
             raise
         print(f"mlcd: {type(error).__name__}: {error}", file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:
+        print("mlcd: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if options.debug:
             raise

@@ -6,6 +6,8 @@ joins whatever cluster it finds.
 
 import logging
 import os
+import signal
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +38,7 @@ class RaySession:
             return
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             address="local",
             num_cpus=LOGICAL_CPUS,
@@ -45,6 +48,9 @@ class RaySession:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
+        if threading.current_thread() is threading.main_thread():
+            # Ray's handler prints a stack and aborts at exit; the one before it lets the flow end as crashed
+            signal.signal(signal.SIGTERM, on_sigterm)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True

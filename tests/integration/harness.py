@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mlcd_core.images.digit_scenes import Split, scene_parquet_bytes
 
 BIN = Path(sys.executable).parent
@@ -74,15 +76,21 @@ class Mlcd:
 def kill_after_first_receipt(words: Sequence[str], root: Path, delay_s: float, mlcd: Mlcd) -> dict[str, str]:
     """Start a run, SIGKILL its process group ``delay_s`` after its first receipt; the write ids of all receipts."""
     child = mlcd.start(*words)
+    wait_for_first_receipt(child, root)
+    time.sleep(delay_s)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    return {str(path.relative_to(root)): write_id_of(path) for path in root.glob("*/*/units/*.json")}
+
+
+def wait_for_first_receipt(child: "subprocess.Popen[bytes]", root: Path) -> list[psutil.Process]:
+    """Wait until a run has committed something; its processes at that time."""
     deadline = time.monotonic() + 300
     while not any(root.glob("*/*/units/*.json")):
         assert child.poll() is None, f"the run ended with {child.returncode}"
         assert time.monotonic() < deadline, "no receipt in 300 s"
         time.sleep(0.02)
-    time.sleep(delay_s)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    return {str(path.relative_to(root)): write_id_of(path) for path in root.glob("*/*/units/*.json")}
+    return psutil.Process(child.pid).children(recursive=True)
 
 
 def write_id_of(path: Path) -> str:

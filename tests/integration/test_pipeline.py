@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from tests.integration.harness import (
     Mlcd,
     kill_after_first_receipt,
     tiny_settings,
+    wait_for_first_receipt,
     write_id_of,
     write_scenes,
 )
@@ -169,3 +171,13 @@ def test_a_stage_that_was_not_selected_must_be_committed(world: World) -> None:
     assert "label is not committed" in done.stderr + done.stdout
     assert "--from-stage label" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_the_run_and_leaves_no_process_behind(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
+    request = [str(tmp_path) if word == str(world.root) else word for word in world.request()]
+    child = mlcd.start("run", *request, *tiny_settings(), "--json")
+    family = wait_for_first_receipt(child, tmp_path)
+    child.terminate()
+    assert child.wait(timeout=60) == 143
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
