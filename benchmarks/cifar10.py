@@ -60,6 +60,8 @@ def page(mlcd: dict[str, Any], single: dict[str, Any]) -> str:
         f"mlcd {quoted} {' '.join(SINGLE_LABEL)}",
         "```",
         "",
+        *settings_block(),
+        "",
         "| features | kNN accuracy | linear probe accuracy |",
         "|---|---|---|",
         *(f"| {name} | {score['knn']:.3f} | {score['linear_probe']:.3f} |" for name, score in scores),
@@ -77,6 +79,18 @@ def page(mlcd: dict[str, Any], single: dict[str, Any]) -> str:
         "shapes and blind to colour. The numbers show that the preset runs on real images, not what MLCD can reach.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def settings_block() -> list[str]:
+    """The preset as it stands; every other setting has its default in mlcd_core/specs.py."""
+    preset = (REPO / "mlcd_core" / "presets" / "laptop.yaml").read_text(encoding="utf-8")
+    return [
+        "The preset; every other setting has its default in `mlcd_core/specs.py`:",
+        "",
+        "```yaml",
+        preset.rstrip(),
+        "```",
+    ]
 
 
 def stage_row(first: dict[str, Any], second: dict[str, Any]) -> str:
