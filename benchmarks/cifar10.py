@@ -39,7 +39,7 @@ def words(cifar10: str, root: str, extra: list[str]) -> list[str]:
 
 def page(mlcd: dict[str, Any], single: dict[str, Any]) -> str:
     """The page in markdown."""
-    quoted = " ".join(f"'{word}'" if "*" in word else word for word in words("$CIFAR10", "$ROOT", []))
+    quoted = " ".join(f'"{word}"' if "*" in word else word for word in words("$CIFAR10", "$ROOT", []))
     clusters = mlcd["clusters"]
     scores = [
         ("trained, MLCD, 8 labels", mlcd["metrics"]["trained"]),

@@ -123,8 +123,10 @@ def test_the_python_of_the_readme_reads_it(world: World) -> None:
 
 
 def test_run_killed_at_a_random_time_ends_with_the_same_digests(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
+    """With other worker counts than the first run: 1 for embed and label, 3 for cluster."""
     request = [str(tmp_path) if word == str(world.root) else word for word in world.request()]
-    words = ["run", *request, *tiny_settings(), "--until", "label", "--json"]
+    workers = tiny_settings(embed__workers=1, cluster__workers=3, label__workers=1)
+    words = ["run", *request, *workers, "--until", "label", "--json"]
     delay_s = random.uniform(0, 4)
     killed = kill_after_first_receipt(words, tmp_path, delay_s, mlcd)
     done = mlcd(*words)
