@@ -17,7 +17,7 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
     elif summary["metrics"]:
         header, rows = metrics_table(summary["metrics"])
         blocks.append(aligned(header, rows))
-        blocks.append(_clusters_text(summary["clusters"]))
+    blocks.append(_clusters_text(summary["clusters"]))
     blocks.append(f"everything lies in {root}")
     if demo and not failed:
         blocks.append(_next_steps(root))

@@ -96,6 +96,11 @@ class Config(BaseModel):
                 f"train.workers={train.workers} must divide train.lanes={train.lanes}, and that train.batch_size="
                 f"{train.batch_size}; change one of them"
             )
+        if self.cluster.num_centroids is not None and label.num_labels > self.cluster.num_centroids:
+            raise ValueError(
+                f"label.num_labels={label.num_labels} nearest of cluster.num_centroids={self.cluster.num_centroids} "
+                "centroids cannot be had; lower label.num_labels (and train.num_positive) or raise the centroids"
+            )
         if not train.tower.startswith("conv-") and train.image_size < 32:
             raise ValueError(f"train.image_size={train.image_size} is too small for {train.tower}; use at least 32")
         return self
@@ -109,7 +114,7 @@ def load_config(preset: str, *, environment: Mapping[str, str], overrides: Mappi
     """
     values = read_preset(preset)
     for key, value in {**_from_environment(environment), **overrides}.items():
-        _set(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+        _set(values, key, _read(key, value) if isinstance(value, str) else value)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -124,6 +129,11 @@ def stage_spec(config: Config, stage: StageName) -> StageSpec:
 def stage_runtime(config: Config, stage: StageName) -> Runtime:
     """The half of a stage's section that says where and how."""
     return RUNTIMES[stage](**_fields(getattr(config, stage), RUNTIMES[stage]))
+
+
+def most_workers(config: Config) -> int:
+    """The largest number of workers that a stage asks for."""
+    return max(config.embed.workers, config.cluster.workers, config.label.workers, config.train.workers)
 
 
 def preset_names() -> list[str]:
@@ -166,6 +176,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(ENVIRONMENT_PREFIX) and ("." in key or key == "seed"):
             found[key] = value
     return found
+
+
+def _read(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else text
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key} is {text!r}, which is no YAML value; put it in quotes: {key}='\"{text}\"'") from error
 
 
 def _set(values: dict[str, Any], key: str, value: object) -> None:

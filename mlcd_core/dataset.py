@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlcd_core.errors import DataError, LabelDataError
+from mlcd_core.errors import DataError, LabelDataError, StoreError
 from mlcd_core.identity import fingerprint, short
 
 IMAGE_COLUMNS = ("jpg", "png", "webp", "image")
@@ -139,12 +139,18 @@ def _matching_files(data: str) -> list[Path]:
 
 
 def _open_memo(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(path, timeout=30, isolation_level=None)
-    database.execute(
-        "create table if not exists shards"
-        " (path text primary key, bytes integer, mtime_ns integer, sha256 text, num_rows integer)"
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(path, timeout=30, isolation_level=None)
+        database.execute(
+            "create table if not exists shards"
+            " (path text primary key, bytes integer, mtime_ns integer, sha256 text, num_rows integer)"
+        )
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"the memory of shard digests {path} cannot be used: {error}; delete it, or set XDG_CACHE_HOME to a "
+            "writable folder"
+        ) from error
     return database
 
 

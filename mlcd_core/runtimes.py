@@ -3,7 +3,11 @@
 Train's world size can change the last bits of the weights; it is kept in the manifest's provenance.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Runtime(BaseModel):
@@ -18,7 +22,7 @@ class EmbedRuntime(Runtime):
     """``pretrained`` says where the weights are found; their sha256 is what counts."""
 
     workers: int = Field(1, ge=1, description="Ray Data actors")
-    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
+    device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     pretrained: str = Field("", description="path of a weights file, or an open_clip tag; empty: the packaged codebook")
 
 
@@ -41,7 +45,7 @@ class TrainRuntime(Runtime):
     """World size and the checkpoint interval."""
 
     workers: int = Field(1, ge=1, description="Ray Train workers, the ranks")
-    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
+    device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     log_steps: int = Field(20, ge=1, description="steps between log records")
 
@@ -49,4 +53,4 @@ class TrainRuntime(Runtime):
 class EvaluateRuntime(Runtime):
     """Evaluation runs in one worker."""
 
-    device: str = Field("auto", description="auto (cuda where there is one), cpu or cuda")
+    device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")

@@ -6,7 +6,7 @@ Anything that can change a byte of the result on one machine is here; where and 
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 StageName = Literal["embed", "cluster", "label", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("embed", "cluster", "label", "train", "evaluate")
@@ -15,7 +15,7 @@ STAGES: tuple[StageName, ...] = ("embed", "cluster", "label", "train", "evaluate
 class Spec(BaseModel):
     """Base: unknown fields are errors, instances are immutable."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StageSpec(Spec):
@@ -106,6 +106,8 @@ class EvaluateSpec(StageSpec):
     image_column: str = "auto"
     max_pixels: int = Field(64_000_000, ge=1)
     knn: int = Field(20, ge=1, description="neighbours of the kNN vote")
-    probe_c: tuple[float, ...] = Field((0.1, 1.0, 10.0), description="inverse L2 strengths tried on training folds")
+    probe_c: tuple[PositiveFloat, ...] = Field(
+        (0.1, 1.0, 10.0), min_length=1, description="inverse L2 strengths tried on training folds"
+    )
     batch_rows: int = Field(256, ge=1)
     seed: int = 0

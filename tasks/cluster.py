@@ -44,9 +44,9 @@ def _check_rows(spec: ClusterSpec, *, usable: int, data: str) -> None:
     """Refuse before Ray is started, as ``fit`` would."""
     wanted = spec.num_centroids or 1
     if wanted > usable // 4:
+        fix = f"set cluster.num_centroids <= {usable // 4:,} or add shards" if usable >= 4 else "add shards"
         raise TooFewRowsError(
-            f"{wanted:,} centroids from {usable:,} usable rows of {data}; K may be at most rows/4: "
-            f"set cluster.num_centroids <= {usable // 4:,} or add shards"
+            f"{wanted:,} centroids from {usable:,} usable rows of {data}; K may be at most rows/4: {fix}"
         )
 
 

@@ -23,7 +23,8 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
     inputs = {"data": run.data_digest}
 
     def make(job: Job) -> Made:
-        job.session.start()
+        if job.plan.pending:
+            job.session.start()
         pending = list({task.unit: task for task in job.plan.pending}.values())
         run_units(
             UnitEmbedder,

@@ -139,5 +139,5 @@ def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
 
 def _label_matrix(table: pa.Table) -> NDArray[np.int32]:
     column = table["labels"].combine_chunks()
-    labels_NL: NDArray[np.int32] = column.flatten().to_numpy().reshape(len(column), -1)
+    labels_NL: NDArray[np.int32] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return labels_NL

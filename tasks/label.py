@@ -23,7 +23,8 @@ def label_work(run: Run, committed: Committed) -> StageWork:
     centroids = cluster.parts[0]
 
     def make(job: Job) -> Made:
-        job.session.start()
+        if job.plan.pending:
+            job.session.start()
         pending = list({task.unit: task for task in job.plan.pending}.values())
         run_units(
             UnitLabeler,

@@ -7,12 +7,16 @@ joins whatever cluster it finds.
 import logging
 import os
 import signal
+import sys
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+TERMINATED = 143
 
 OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry names, not rows
-LOGICAL_CPUS = 8  # actors of one stage, Ray Data's own operators and Train's controller must all find a slot
+# logical: actors of one stage, Ray Data's own operators and Train's controller must all find a slot
+FEWEST_CPUS, SPARE_CPUS = 8, 2
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,8 +31,10 @@ _QUIET = {
 class RaySession:
     """Starts Ray at the first ``start`` and stops it on exit, unless it was running before."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_workers: int) -> None:
+        self._num_cpus = max(FEWEST_CPUS, most_workers + SPARE_CPUS)
         self._owned = False
+        self._on_sigterm: Any = None
 
     def start(self) -> None:
         """Start a local session if this process has none."""
@@ -38,10 +44,10 @@ class RaySession:
             return
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             address="local",
-            num_cpus=LOGICAL_CPUS,
+            num_cpus=self._num_cpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
@@ -49,8 +55,8 @@ class RaySession:
             _node_ip_address="127.0.0.1",
         )
         if threading.current_thread() is threading.main_thread():
-            # Ray's handler prints a stack and aborts at exit; the one before it lets the flow end as crashed
-            signal.signal(signal.SIGTERM, on_sigterm)
+            # Ray's handler prints a stack and aborts at exit, and Prefect's exception is swallowed inside ray.get
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True
@@ -65,4 +71,6 @@ class RaySession:
             import ray
 
             ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._on_sigterm)
             self._owned = False

@@ -1,4 +1,4 @@
-"""Core events as lines in the flow run's log and a progress artifact, at most every few seconds.
+"""Core events as lines in the flow run's log, at most every few seconds.
 
 Progress is best effort: a Prefect server that does not answer must never fail a stage.
 """

@@ -59,6 +59,9 @@ def open_run(request: Request) -> Run:
     if data == DEMO:
         compose_demo(files)
         data, eval_data, label_column = files.uri(f"{DEMO}/train-*"), files.uri(f"{DEMO}/test-*"), "labels"
+    label_column = label_column or config.evaluate.label_column
+    if eval_data and not label_column:
+        raise ConfigError("eval_data is given without a label column, so nothing could be scored; add --label-column")
     memo = default_memo()
     run = Run(
         request=request,
@@ -66,7 +69,7 @@ def open_run(request: Request) -> Run:
         config=config,
         shards=find_shards(data, memo=memo),
         eval_shards=find_shards(eval_data, memo=memo) if eval_data else (),
-        label_column=label_column or config.evaluate.label_column,
+        label_column=label_column,
     )
     for shards in (run.shards, run.eval_shards):
         # a wrong column is wrong in the first shard already, before anything is started

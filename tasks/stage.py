@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
+from mlcd_core.config import most_workers
 from mlcd_core.errors import MlcdError, UpstreamMissingError
 from mlcd_core.events import silent
 from mlcd_core.specs import STAGES, StageName
@@ -66,7 +67,7 @@ def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
     """
     outcomes: list[StageOutcome] = []
     committed: dict[StageName, Manifest] = {}
-    with RaySession() as session:
+    with RaySession(most_workers=most_workers(run.config)) as session:
         for stage in STAGES:
             if outcomes and outcomes[-1].result == "failed":
                 outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
@@ -118,7 +119,7 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
         "cached" if plan.manifest else "ran",
         manifest,
         run.files.uri(folder.prefix),
-        units_run=0 if plan.manifest else max(1, len(plan.pending)),
+        units_run=0 if plan.manifest else len(plan.pending) if work.units else 1,
         seconds=time.monotonic() - started,
     )
     publish_stage_artifact(outcome.record(), manifest)
@@ -141,20 +142,23 @@ def _make(work: StageWork, job: Job) -> Manifest:
 
 def _unselected(stage: StageName, run: Run, committed: Committed, *, needed: bool) -> StageOutcome:
     """Look a stage up without running it; it is failed when it is needed and not committed."""
+    missing: MlcdError = UpstreamMissingError(
+        f"{stage} is not committed for these settings and data, and it was not selected to run; "
+        f"run it first (--only {stage}), or select from it on (--from-stage {stage})"
+    )
     if all(upstream in committed for upstream in UPSTREAM[stage]):
-        work = stage_work(stage, run, committed)
-        folder = StageFolder(run.files, work.spec)
-        manifest = folder.plan(work.inputs, work.units).manifest
+        try:
+            work = stage_work(stage, run, committed)
+            folder = StageFolder(run.files, work.spec)
+            manifest = folder.plan(work.inputs, work.units).manifest
+        except MlcdError as error:
+            missing, manifest = error, None
         if manifest is not None:
             RunRecord(run.files, run.request.name).note(stage, folder.fingerprint, work, manifest)
             return StageOutcome(stage, "cached", manifest, run.files.uri(folder.prefix))
     if not needed:
         return StageOutcome(stage, "skipped")
-    error = UpstreamMissingError(
-        f"{stage} is not committed for these settings and data, and it was not selected to run; "
-        f"run it first (--only {stage}), or select from it on (--from-stage {stage})"
-    )
-    return StageOutcome(stage, "failed", error=f"{type(error).__name__}: {error}")
+    return StageOutcome(stage, "failed", error=f"{type(missing).__name__}: {missing}")
 
 
 def _needed(stage: StageName, selected: list[StageName]) -> bool:

@@ -4,13 +4,12 @@ Only small rows travel: a task in, a status out. Nothing is read back from Ray: 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from mlcd_core import errors
 from mlcd_core.events import Report
 from mlcd_core.store import UnitTask
-
-Row = dict[str, Any]
 
 
 def run_units(
@@ -24,9 +23,11 @@ def run_units(
 ) -> None:
     """Map ``worker(**arguments)`` over the pending units.
 
-    worker: a class called with ``(task: UnitTask, row)`` that commits the unit and returns a small dict with ``rows``.
+    worker: a class called with ``(task: UnitTask, row)`` that commits the unit and returns its number of rows.
     rows: what each pending unit reads, in the order of ``pending``. A MlcdError raised by a unit is raised here.
     """
+    if not pending:
+        return
     import ray
 
     tasks = [{**vars(task), "reads": dict(reads)} for task, reads in zip(pending, rows, strict=True)]
@@ -48,12 +49,13 @@ class _UnitCaller:
     """The Ray Data side of a unit worker: one unit per batch, expected errors as a status instead of a traceback."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
-        self._worker = worker(**arguments)
+        # built at the first unit, where its errors travel as a status: an actor that fails to start is only restarted
+        self._build = cache(lambda: worker(**arguments))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         task = UnitTask(int(batch["index"][0]), str(batch["unit"][0]), int(batch["attempt"][0]))
         try:
-            outcome = {"rows": self._worker(task, batch["reads"][0]), "kind": "", "error": ""}
+            outcome = {"rows": self._build()(task, batch["reads"][0]), "kind": "", "error": ""}
         except errors.MlcdError as error:
             outcome = {"rows": 0, "kind": type(error).__name__, "error": str(error)}
         return {key: [value] for key, value in outcome.items()}

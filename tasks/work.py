@@ -17,7 +17,7 @@ Committed = Mapping[StageName, Manifest]
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage made: its receipts in order, metrics for the manifest, and markdown for the artifact."""
+    """What a stage made: its receipts in order, metrics for the manifest, and notes for its provenance."""
 
     receipts: Sequence[Receipt]
     metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -53,9 +53,9 @@ def encode_shards(
                 size: decode_images(rows.images, image_size=size, max_pixels=spec.max_pixels, pool=pool)
                 for size in {embedder.image_size for embedder in embedders.values()}
             }
-            usable_B = ~np.array(rows.upstream_failed, dtype=bool)
+            usable_B = np.ones(len(rows.images), dtype=bool)
             for images in decoded.values():
-                usable_B &= images.status_B == RowStatus.OK
+                usable_B &= (images.status_B == RowStatus.OK) & ~np.array(rows.upstream_failed, dtype=bool)
             for name, embedder in embedders.items():
                 pixels_BCHW = torch.from_numpy(decoded[embedder.image_size].pixels_BCHW[usable_B])
                 features[name].append(_encode(embedder, pixels_BCHW, spec.batch_rows))

@@ -83,10 +83,10 @@ def kill_after_first_receipt(words: Sequence[str], root: Path, delay_s: float, m
     return {str(path.relative_to(root)): write_id_of(path) for path in root.glob("*/*/units/*.json")}
 
 
-def wait_for_first_receipt(child: "subprocess.Popen[bytes]", root: Path) -> list[psutil.Process]:
-    """Wait until a run has committed something; its processes at that time."""
+def wait_for_first_receipt(child: "subprocess.Popen[bytes]", root: Path, stage: str = "*") -> list[psutil.Process]:
+    """Wait until a run has committed something of a stage; its processes at that time."""
     deadline = time.monotonic() + 300
-    while not any(root.glob("*/*/units/*.json")):
+    while not any(root.glob(f"{stage}/*/units/*.json")):
         assert child.poll() is None, f"the run ended with {child.returncode}"
         assert time.monotonic() < deadline, "no receipt in 300 s"
         time.sleep(0.02)

@@ -167,6 +167,22 @@ def test_lost_and_damaged_parts_are_made_again_and_nothing_else(world: World) ->
     assert world.status()["label"]["manifest_digest"] == digest
 
 
+def test_units_that_are_done_are_sealed_again_without_work(world: World) -> None:
+    digest = world.status()["embed"]["manifest_digest"]
+    for manifest in (world.root / "embed").glob("*/manifests/*.json"):
+        manifest.unlink()
+    done = world.run("--only", "embed")
+    assert done.code == 0, done.stderr
+    [embed, *_] = done.summary["stages"]
+    assert (embed["result"], embed["units_run"], embed["manifest_digest"]) == ("ran", 0, digest)
+
+
+def test_settings_of_a_stage_that_was_not_selected_do_not_matter(world: World) -> None:
+    done = world.run("--only", "embed", cluster__num_centroids=1000)
+    assert done.code == 0, done.stderr
+    assert done.results() == {"embed": "cached", **dict.fromkeys(STAGES[1:], "skipped")}
+
+
 def test_a_stage_that_was_not_selected_must_be_committed(world: World) -> None:
     done = world.run("--only", "train", label__num_labels=5)
     assert done.code == 1
@@ -175,10 +191,10 @@ def test_a_stage_that_was_not_selected_must_be_committed(world: World) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_ends_the_run_and_leaves_no_process_behind(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
+def test_sigterm_in_the_middle_of_k_means_leaves_no_process_behind(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
     request = [str(tmp_path) if word == str(world.root) else word for word in world.request()]
-    child = mlcd.start("run", *request, *tiny_settings(), "--json")
-    family = wait_for_first_receipt(child, tmp_path)
+    child = mlcd.start("run", *request, *tiny_settings(cluster__iterations=1_000_000), "--json")
+    family = wait_for_first_receipt(child, tmp_path, "cluster")
     child.terminate()
     assert child.wait(timeout=60) == 143
     _, alive = psutil.wait_procs(family, timeout=30)

@@ -35,7 +35,8 @@ def shard(path: Path, **columns: list[object]) -> Path:
         (["--data", "texts.parquet"], 1, "no image column jpg, png, webp or image"),
         (["--data", "photos.parquet"], 1, "try --set embed.image_column=photo"),
         (["--data", "good.parquet", "--label-column", "lable"], 1, "no label column 'lable'"),
-        (["--data", "good.parquet", "--eval-data", "gone.parquet"], 1, "no shards found"),
+        (["--data", "good.parquet", "--label-column", "label", "--eval-data", "gone.parquet"], 1, "no shards found"),
+        (["--data", "good.parquet", "--eval-data", "good.parquet"], 2, "add --label-column"),
         (["--data", "."], 1, "not a whole Parquet file"),
     ],
 )

@@ -53,6 +53,12 @@ def test_a_runtime_key_does_not_change_any_fingerprint_and_every_spec_key_change
         ({"train.loss": "softmax"}, "set train.num_positive=1"),
         ({"train.num_positive": 17}, "raise label.num_labels"),
         ({"train.workers": 3}, "train.workers=3 must divide train.lanes=8"),
+        ({"train.tower": "[a"}, "which is no YAML value"),
+        ({"train.learning_rate": ".inf"}, "train.learning_rate is inf"),
+        ({"cluster.num_centroids": 10}, "lower label.num_labels"),
+        ({"train.device": "gpu"}, "train.device is 'gpu'"),
+        ({"evaluate.probe_c": []}, "evaluate.probe_c is []"),
+        ({"evaluate.probe_c": [-1.0]}, "evaluate.probe_c.0 is -1.0"),
     ],
 )
 def test_bad_settings_say_what_and_how_to_mend(overrides: dict[str, object], said: str) -> None:
@@ -66,6 +72,10 @@ def test_unknown_preset_and_unknown_environment_key_are_errors() -> None:
         load_config("labtop", environment={}, overrides={})
     with pytest.raises(ConfigError, match=r"did you mean train.epochs\?"):
         load({"MLCD_TRAIN__EPOCH": "3"})
+
+
+def test_an_empty_value_is_an_empty_string() -> None:
+    assert load(embed__pretrained="").embed.pretrained == ""
 
 
 def test_all_keys_are_settable() -> None:

@@ -62,6 +62,16 @@ def test_without_embedders_every_row_is_returned_with_its_label(tmp_path: Path) 
     assert rows.features == {}
 
 
+def test_rows_whose_download_failed_keep_their_place_among_the_labels(tmp_path: Path) -> None:
+    table = scene_table("train", 0, 4, 0)
+    status = pa.array(["success", "failed_to_download", "success", "success"])
+    pq.write_table(table.append_column("status", status), tmp_path / "0.parquet")
+    found = find_shards(str(tmp_path / "*.parquet"), memo=tmp_path / "memo")
+    with ThreadPoolExecutor(1) as pool:
+        assert len(encode_shards(found, {}, spec=SPEC, pool=pool).labels) == 4
+        assert encode_shards(found, {"x": MeanColour(32)}, spec=SPEC, pool=pool).positions_N.tolist() == [0, 2, 3]
+
+
 def test_scores_come_out_by_name_with_their_details() -> None:
     random = np.random.default_rng(0)
     labels = [int(label) for label in random.integers(0, 2, 60)]

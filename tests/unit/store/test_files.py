@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,28 +48,19 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["taken"]
 
 
-def _write_until_killed(root: str) -> None:
-    files = LocalFiles(root)
-    while True:
-        files.put("s/data", b"x" * 2_000_000)
-
-
-def test_sweep_removes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
-    left: list[Path] = []
-    while not left:  # a kill can fall between two writes
-        (tmp_path / "s" / "data").unlink(missing_ok=True)
-        writer = multiprocessing.get_context("spawn").Process(target=_write_until_killed, args=(str(tmp_path),))
-        writer.start()
-        while not (tmp_path / "s" / "data").exists():
-            pass
-        writer.kill()
-        writer.join()
-        left = list(tmp_path.rglob(".tmp-*"))
+def test_sweep_removes_what_a_dead_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.put("s/data", b"whole")
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = tmp_path / "s" / f".tmp-{socket.gethostname()}-{dead.pid}-abc"
     living = tmp_path / "s" / f".tmp-{socket.gethostname()}-{os.getpid()}-abc"
-    living.write_bytes(b"half")
-    LocalFiles(tmp_path).sweep("s")
-    assert list(tmp_path.rglob(".tmp-*")) == [living]
-    assert (tmp_path / "s" / "data").stat().st_size == 2_000_000
+    elsewhere = tmp_path / "s" / f".tmp-another-host-{dead.pid}-abc"
+    for temporary in (left, living, elsewhere):
+        temporary.write_bytes(b"half")
+    files.sweep("s")
+    assert sorted(tmp_path.rglob(".tmp-*")) == sorted([living, elsewhere])
+    assert files.read("s/data") == b"whole"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
