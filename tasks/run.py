@@ -47,10 +47,13 @@ class Run:
 
 def open_run(request: Request) -> Run:
     """Read the settings and find the shards. Raises ConfigError or DataError; writes nothing but the demo's data."""
-    if not Path(request.root).is_absolute():
-        raise ConfigError(
-            f"root is {request.root!r}; a deployment runs in another folder than yours, so give an absolute path"
-        )
+    for key in ("root", "data", "eval_data"):
+        path = getattr(request, key)
+        is_demo = key != "root" and path == DEMO
+        if path and not is_demo and not Path(path).is_absolute():
+            raise ConfigError(
+                f"{key} is {path!r}; a deployment runs in another folder than yours, so give an absolute path"
+            )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
         raise ConfigError(f"name is {request.name!r}; it becomes a file name: use letters, digits, '.', '_' and '-'")
     config = load_config(request.preset, environment=os.environ, overrides=request.overrides)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from mlcd_core.errors import CorruptRecordError
 from mlcd_core.specs import StageName
 from mlcd_core.store import LocalFiles, Manifest
 from tasks.work import StageWork
@@ -18,7 +19,12 @@ class RunRecord:
     def read(self) -> dict[str, Any]:
         """The record, or an empty one."""
         data = self._files.read(self.path)
-        record: dict[str, Any] = json.loads(data) if data else {"stages": {}}
+        try:
+            record: dict[str, Any] = json.loads(data) if data else {"stages": {}}
+        except ValueError as error:
+            raise CorruptRecordError(
+                f"{self._files.uri(self.path)} is not JSON ({error}); delete it and run again, it is made anew"
+            ) from error
         return record
 
     def note(self, stage: StageName, spec: str, work: StageWork, manifest: Manifest | None) -> None:

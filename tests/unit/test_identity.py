@@ -1,4 +1,4 @@
-"""Fingerprints: stable spelling, loud refusal of what has none, and differences named by field."""
+"""Fingerprints: stable spelling, and loud refusal of what has none."""
 
 import json
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcd_core.identity import canonical_json, changed_fields, fingerprint, spec_fingerprint, spec_record
-from mlcd_core.specs import ClusterSpec, EmbedSpec, LabelSpec
+from mlcd_core.identity import canonical_json, fingerprint, spec_fingerprint
+from mlcd_core.specs import ClusterSpec, EmbedSpec
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -51,9 +51,3 @@ def test_every_field_of_a_spec_and_its_version_enter_the_fingerprint(monkeypatch
     assert base != spec_fingerprint(EmbedSpec(batch_rows=7))
     monkeypatch.setattr(EmbedSpec, "STAGE_VERSION", 2)
     assert base != spec_fingerprint(EmbedSpec())
-
-
-def test_changed_fields_names_what_differs() -> None:
-    old, new = spec_record(LabelSpec(num_labels=4)), spec_record(LabelSpec(num_labels=5))
-    assert changed_fields(old, new) == ["spec.num_labels: 4 -> 5"]
-    assert changed_fields(old, old) == []
