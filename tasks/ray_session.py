@@ -35,6 +35,7 @@ class RaySession:
         self._num_cpus = max(FEWEST_CPUS, most_workers + SPARE_CPUS)
         self._owned = False
         self._on_sigterm: Any = None
+        self._terminated = False
 
     def start(self) -> None:
         """Start a local session if this process has none."""
@@ -56,7 +57,7 @@ class RaySession:
         )
         if threading.current_thread() is threading.main_thread():
             # Ray's handler prints a stack and aborts at exit, and Prefect's exception is swallowed inside ray.get
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+            signal.signal(signal.SIGTERM, self._terminate)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True
@@ -74,3 +75,9 @@ class RaySession:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self._on_sigterm)
             self._owned = False
+        if self._terminated:
+            raise SystemExit(TERMINATED)  # on its way through ray.get an exit loses its code
+
+    def _terminate(self, *_: object) -> None:
+        self._terminated = True
+        sys.exit(TERMINATED)
