@@ -43,6 +43,28 @@ class Neighbors:
         return self.cosines_NL.float()
 
 
+class Assigner:
+    """Finds the exact top ``num_labels`` of rows among one set of centroids; what can be prepared, is prepared once.
+
+    ``centroids_KD`` float32 unit rows on the grid.
+    """
+
+    def __init__(
+        self,
+        centroids_KD: Tensor,
+        *,
+        num_labels: int = 1,
+        tile_centroids: int = TILE_CENTROIDS,
+    ) -> None:
+        self.centroids_KD = centroids_KD
+        self.num_labels = num_labels
+        self._tile_centroids = tile_centroids
+
+    def nearest(self, points_BD: Tensor) -> Neighbors:
+        """Exact top L of one tile of float16 unit rows."""
+        return exact_nearest(points_BD, self.centroids_KD, self.num_labels, self._tile_centroids)
+
+
 def nearest_centroids(
     points_ND: ArrayPoints | Rows,
     centroids_KD: Rows,
