@@ -49,8 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="for example train.epochs=3"
         )
+        command.add_argument(
+            "--pin",
+            action="append",
+            default=[],
+            metavar="cluster=RUN_OR_DIGEST",
+            help="use the centroids of another run, or of this digest, as they are",
+        )
+    run.add_argument("--data", required=True, help="Parquet shards: file, folder or quoted pattern; or demo")
+    plan.add_argument("--data", default="", help="the shards; without them only the cost of clustering is estimated")
+    plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
     for command in (run, plan):
-        command.add_argument("--data", required=True, help="Parquet shards: file, folder or quoted pattern; or demo")
         command.add_argument("--eval-data", default="", help="labelled shards that only evaluation reads")
         command.add_argument("--label-column", default="", help="column of an int, or a list of ints, per row")
     demo.set_defaults(data="demo", eval_data="", label_column="")
@@ -96,16 +105,9 @@ def _explained(command: Callable[[argparse.Namespace], int], options: argparse.N
 
 
 def _request(options: argparse.Namespace) -> "Request":
-    from mlcd_core.errors import ConfigError
     from tasks.run import Request
 
-    overrides: dict[str, Any] = {}
-    for assignment in options.set:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {assignment} has no value; write --set {assignment}=VALUE")
-        overrides[key] = value
-    data = options.data if options.data == "demo" else str(Path(options.data).absolute())
+    data = options.data if options.data in ("", "demo") else str(Path(options.data).absolute())
     return Request(
         root=str(Path(options.root).absolute()),
         preset=options.preset,
@@ -113,17 +115,28 @@ def _request(options: argparse.Namespace) -> "Request":
         data=data,
         eval_data=str(Path(options.eval_data).absolute()) if options.eval_data else "",
         label_column=options.label_column,
-        overrides=overrides,
+        overrides=_assignments("--set", options.set),
+        pin=_assignments("--pin", options.pin),
     )
 
 
+def _assignments(option: str, given: list[str]) -> dict[str, str]:
+    from mlcd_core.errors import ConfigError
+
+    for assignment in given:
+        if "=" not in assignment:
+            raise ConfigError(f"{option} {assignment} has no value; write {option} {assignment}=VALUE")
+    return dict(assignment.split("=", 1) for assignment in given)
+
+
 def _run(options: argparse.Namespace) -> int:
+    from tasks.pin import resolve_pins
     from tasks.run import open_run, selected_stages
 
     request = _request(options)
     # what can be known to be wrong is said before a server is started
     selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
-    open_run(request)
+    resolve_pins(open_run(request))
 
     from prefect.client.schemas.objects import State
 
@@ -140,6 +153,7 @@ def _run(options: argparse.Namespace) -> int:
         from_stage=options.from_stage,
         until=options.until,
         overrides=dict(request.overrides),
+        pin=dict(request.pin),
         return_state=True,
     )
     summary = state.result(raise_on_failure=False)
@@ -155,16 +169,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from tasks.planning import plan_stages
-    from tasks.run import open_run
+    from tasks.planning import plan_run
 
-    plans = plan_stages(open_run(_request(options)))
+    plan = plan_run(_request(options), num_rows=options.rows)
     if options.json:
-        print(json.dumps({"stages": plans}))
+        print(json.dumps(plan))
     else:
         from flows.rendering import plan_text
 
-        print(plan_text(plans))
+        print(plan_text(plan["stages"], plan["estimate"]))
     return 0
 
 

@@ -29,6 +29,7 @@ def pipeline(
     from_stage: Stage = "",
     until: Stage = "",
     overrides: dict[str, Any] | None = None,
+    pin: dict[str, str] | None = None,
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -43,9 +44,10 @@ def pipeline(
         from_stage: Run from this stage on.
         until: Run up to this stage.
         overrides: Settings by dotted key, for example {"train.epochs": 3}.
+        pin: Stage to use as it is, by run name or digest: {"cluster": "default"} labels new shards with old centroids.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
-    request = Request(root, preset, name, data, eval_data, label_column, overrides or {})
+    request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
     summary = run_summary(run_stages(open_run(request), selected))
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

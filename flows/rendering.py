@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.estimate_text import estimate_text
 from tasks.tables import metrics_table
 
 Record = Mapping[str, Any]
@@ -24,22 +25,30 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def plan_text(plans: Sequence[Record]) -> str:
-    """The table of ``mlcd plan``."""
+def plan_text(plans: Sequence[Record], estimate: Record) -> str:
+    """The tables of ``mlcd plan``: the stages, where there is data, and the cost of clustering."""
     rows = [
         (p["stage"], p["plan"], _or_dash(p["units_missing"]), _or_dash(p["units_total"]), p["spec"][:12], p["note"])
         for p in plans
     ]
-    return aligned(["stage", "plan", "missing", "units", "spec", ""], rows)
+    table = aligned(["stage", "plan", "missing", "units", "spec", ""], rows) if rows else ""
+    return "\n\n".join(block for block in (table, estimate_text(estimate)) if block)
 
 
 def status_text(stages: Sequence[Record]) -> str:
     """The table of ``mlcd status``."""
     rows = [
-        (s["stage"], s["state"], f"{s['units_done']}/{s['units_total']}", (s["manifest_digest"] or "-")[:12], s["uri"])
+        (
+            s["stage"],
+            s["state"],
+            f"{s['units_done']}/{s['units_total']}",
+            (s["manifest_digest"] or "-")[:12],
+            s["uri"],
+            f"pinned to {s['pin']}" if s["pin"] else "",
+        )
         for s in stages
     ]
-    return aligned(["stage", "state", "units", "digest", "where"], rows)
+    return aligned(["stage", "state", "units", "digest", "where", ""], rows)
 
 
 def aligned(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -17,8 +17,9 @@ def _stage_flow(stage: Stage) -> Flow[..., Any]:
         preset: str = "laptop",
         name: str = "default",
         overrides: dict[str, Any] | None = None,
+        pin: dict[str, str] | None = None,
     ) -> Any:
-        return pipeline.fn(root, data, eval_data, label_column, preset, name, only=stage, overrides=overrides)
+        return pipeline.fn(root, data, eval_data, label_column, preset, name, only=stage, overrides=overrides, pin=pin)
 
     return stage_flow
 

@@ -113,7 +113,7 @@ def load_config(preset: str, *, environment: Mapping[str, str], overrides: Mappi
     overrides: dotted key -> value, strings are read as YAML. Raises ConfigError for unknown names and bad values.
     """
     values = read_preset(preset)
-    for key, value in {**_from_environment(environment), **overrides}.items():
+    for key, value in {**environment_keys(environment), **overrides}.items():
         _set(values, key, _read(key, value) if isinstance(value, str) else value)
     try:
         return Config.model_validate(values)
@@ -169,7 +169,8 @@ def _fields(settings: BaseModel, kind: type[BaseModel]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in kind.model_fields}
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """Dotted key -> text of every setting that the environment holds."""
     found = {}
     for name, value in environment.items():
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")

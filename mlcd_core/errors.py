@@ -9,6 +9,7 @@ MlcdError
 |   +-- CorruptRecordError a receipt, manifest or part that is not what its record says
 +-- UpstreamMissingError   a stage that was not selected and is not committed either
 +-- StageFailedError       units that did not add up, or work that failed on a worker
+|   +-- WorkerLostError    a worker that others waited for died or hangs
 +-- TrainingError          NaN loss, labels out of range, a world size that does not fit
 """
 
@@ -65,6 +66,12 @@ class StageFailedError(MlcdError):
     """Rows that do not add up, or work that failed on a worker."""
 
     code = "stage-failed"
+
+
+class WorkerLostError(StageFailedError):
+    """A worker that others waited for died or hangs."""
+
+    code = "worker-lost"
 
 
 class TrainingError(MlcdError):

@@ -21,7 +21,7 @@ def canonical_json(value: object) -> str:
     Accepts None, bool, int, finite float, str, and lists, tuples and string-keyed mappings of them.
     Raises TypeError for everything else, ValueError for NaN and infinities.
     """
-    _check(value, "value")
+    _check(value, ("value", ""))
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -51,20 +51,32 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check(value: object, where: str) -> None:
-    if value is None or isinstance(value, (bool, int, str)):
+# the leaves of most values; a manifest of 40,000 parts holds half a million
+_PLAIN = frozenset({type(None), bool, int, str})
+
+
+def _check(value: object, where: tuple[Any, ...]) -> None:
+    """Raise for what has no stable spelling. where: (place of the parent, step); it is spelled only for an error."""
+    if type(value) in _PLAIN or isinstance(value, (int, str)):
         return
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where} is {value!r}, which has no canonical spelling; use a finite number")
+            raise ValueError(f"{_place(where)} is {value!r}, which has no canonical spelling; use a finite number")
         return
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r} of type {type(key).__name__}; use string keys")
-            _check(item, f"{where}.{key}")
+                raise TypeError(f"{_place(where)} has the key {key!r} of type {type(key).__name__}; use string keys")
+            if type(item) not in _PLAIN:
+                _check(item, (where, f".{key}"))
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         for i, item in enumerate(value):
-            _check(item, f"{where}[{i}]")
+            if type(item) not in _PLAIN:
+                _check(item, (where, f"[{i}]"))
     else:
-        raise TypeError(f"{where} is a {type(value).__name__}, which has no stable encoding; use JSON values")
+        raise TypeError(f"{_place(where)} is a {type(value).__name__}, which has no stable encoding; use JSON values")
+
+
+def _place(where: tuple[Any, ...]) -> str:
+    parent, step = where
+    return f"{_place(parent) if isinstance(parent, tuple) else parent}{step}"

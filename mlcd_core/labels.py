@@ -11,26 +11,37 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from mlcd_core.kmeans.assign import TILE_ROWS, check_num_labels, nearest_centroids
+from mlcd_core.errors import DataError
+from mlcd_core.kmeans.assign import TILE_ROWS, Assigner, check_num_labels
+from mlcd_core.kmeans.centroids import centroids_on_grid
 from mlcd_core.kmeans.exact import to_float16
-from mlcd_core.kmeans.points import ArrayPoints, Rows
+from mlcd_core.kmeans.points import Rows
+from mlcd_core.kmeans.table_blocks import table_points
 from mlcd_core.tables import RowStatus, label_schema
 
 
 def label_table(embeddings: pa.Table, centroids_KD: Rows, *, num_labels: int, tile_rows: int = TILE_ROWS) -> pa.Table:
     """Top ``num_labels`` centroid ids and cosines (float64 dots rounded once to float16) of an embedding table.
 
-    Raises ConfigError when there are fewer centroids than labels, DataError for a usable row that is not a unit row.
+    The embeddings are read where they lie, a tile at a time. Raises ConfigError when there are fewer centroids than
+    labels, DataError for a usable row that is not a unit row and for centroids of other dims.
     """
     check_num_labels(num_labels, len(centroids_KD))
-    found = nearest_centroids(usable_points(embeddings), centroids_KD, num_labels=num_labels, tile_rows=tile_rows)
+    points = table_points(embeddings)
+    assigner = Assigner(centroids_on_grid(centroids_KD), num_labels=num_labels)
+    if assigner.centroids_KD.shape[1] != points.dim:
+        raise DataError(
+            f"embeddings have {points.dim} dims, centroids {assigner.centroids_KD.shape[1]}; expected equal dims: they "
+            "come from other embeddings, cluster these"
+        )
     usable_U = _usable_positions(embeddings)
     labels_NL = torch.full((len(embeddings), num_labels), -1, dtype=torch.int32)
     scores_NL = torch.zeros((len(embeddings), num_labels), dtype=torch.float16)
-    labels_NL[usable_U] = found.ids_NL
-    scores_NL[usable_U] = to_float16(found.cosines_NL)
+    for rows, tile_BD in points.tiles(tile_rows):
+        found = assigner.nearest(tile_BD)
+        labels_NL[usable_U[rows]] = found.ids_NL
+        scores_NL[usable_U[rows]] = to_float16(found.cosines_NL)
     schema = label_schema(num_labels)
     columns = [
         embeddings.column("row"),
@@ -39,20 +50,6 @@ def label_table(embeddings: pa.Table, centroids_KD: Rows, *, num_labels: int, ti
         _lists(scores_NL, schema.field("scores").type),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def usable_points(embeddings: pa.Table, *, offset: int = 0) -> ArrayPoints:
-    """The usable rows of an embedding table as they are stored; their global ids are ``offset`` + ``row``.
-
-    No copy is made when all rows are usable and the table is in one chunk. Raises DataError naming a row that is not a
-    float16 unit row.
-    """
-    usable_U = _usable_positions(embeddings)
-    points_ND = _embeddings(embeddings)
-    if len(usable_U) < len(embeddings):
-        points_ND = points_ND[usable_U]
-    rows_N = torch.from_numpy(embeddings.column("row").to_numpy().copy())
-    return ArrayPoints.from_unit_rows(points_ND, row_ids=rows_N[usable_U] + offset)
 
 
 def labels_to_parquet_bytes(table: pa.Table) -> bytes:
@@ -66,19 +63,6 @@ def labels_to_parquet_bytes(table: pa.Table) -> bytes:
 def _usable_positions(embeddings: pa.Table) -> Tensor:
     usable = pc.equal(embeddings.column("status"), pa.scalar(int(RowStatus.OK), pa.int8()))
     return torch.from_numpy(np.flatnonzero(usable.to_numpy()))
-
-
-def _embeddings(embeddings: pa.Table) -> Tensor:
-    dim = embeddings.schema.field("embedding").type.list_size
-    chunks = [_tensor(chunk.flatten(), dim) for chunk in embeddings.column("embedding").chunks if len(chunk)]
-    if len(chunks) == 1:
-        return chunks[0]
-    return torch.cat([torch.empty((0, dim), dtype=torch.float16), *chunks])
-
-
-def _tensor(values: pa.Array, dim: int) -> Tensor:
-    tensor: Tensor = from_dlpack(values)
-    return tensor.view(-1, dim)
 
 
 def _lists(values_NL: Tensor, kind: pa.DataType) -> pa.Array:

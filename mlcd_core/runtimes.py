@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Device = Literal["auto", "cpu", "cuda"]
+# how k-means proposes candidates: coarse products in a precision, a fused kernel, or faiss; never changes the result
+SearchName = Literal["auto", "int8", "bfloat16", "float16", "float32", "triton", "faiss"]
 
 
 class Runtime(BaseModel):
@@ -27,11 +29,13 @@ class EmbedRuntime(Runtime):
 
 
 class ClusterRuntime(Runtime):
-    """``tile_rows`` bounds the score tile; it does not change the result."""
+    """``tile_rows`` bounds the score tile; nothing here changes the result."""
 
     workers: int = Field(1, ge=1, description="Ray actors that share the rows")
+    device: Device = Field("auto", description="auto (cuda where each worker can have a GPU), cpu or cuda")
     tile_rows: int = Field(4096, ge=1, description="rows scored at once")
     save_every: int = Field(1, ge=1, description="iterations between saved links")
+    save_seconds: float = Field(300, ge=0, description="seconds after which an iteration's sums so far are saved")
 
 
 class LabelRuntime(Runtime):

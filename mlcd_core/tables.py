@@ -7,6 +7,9 @@ from enum import IntEnum
 
 import pyarrow as pa
 
+# rows of an embedding part that k-means sums in one piece; the last block of a part is shorter
+BLOCK_ROWS = 65_536
+
 
 class RowStatus(IntEnum):
     """Why a row is usable or not; stored as int8. Rows other than OK hold a zero vector and labels of -1."""
@@ -37,6 +40,18 @@ def embedding_schema(dim: int) -> pa.Schema:
 def centroid_schema(dim: int) -> pa.Schema:
     """Centroid table: unit float32 rows on the 2^-24 grid, and the rows assigned in the last iteration."""
     vector = pa.list_(pa.field("item", pa.float32(), nullable=False), dim)
+    return pa.schema(
+        [
+            pa.field("centroid", pa.int32(), nullable=False),
+            pa.field("count", pa.int64(), nullable=False),
+            pa.field("vector", vector, nullable=False),
+        ]
+    )
+
+
+def sums_schema(dim: int) -> pa.Schema:
+    """Sums of an iteration under way: per centroid the rows assigned so far, and their exact float64 sum."""
+    vector = pa.list_(pa.field("item", pa.float64(), nullable=False), dim)
     return pa.schema(
         [
             pa.field("centroid", pa.int32(), nullable=False),

@@ -4,6 +4,7 @@ Pictures are small PNGs inside the markdown. Showing is best effort: work that i
 server did not take its picture.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -11,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from mlcd_core.charts import curves_png, data_uri, histogram_png
 from mlcd_core.store import Manifest
 from tasks.reporting import best_effort_errors, stage_logger
-from tasks.tables import metrics_table
+from tasks.tables import cluster_table, iterations_table, metrics_table
 
 
 def publish_stage_artifact(record: dict[str, Any], manifest: Manifest) -> None:
@@ -39,7 +40,7 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest) -> str:
     return "\n\n".join([head, *_pictures(manifest)])
 
 
-def markdown_table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
+def markdown_table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     """A GitHub-flavoured markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
@@ -50,14 +51,21 @@ def _pictures(manifest: Manifest) -> list[str]:
     if manifest.stage == "embed":
         return [markdown_table(["status", "rows"], list(metrics["status"].items()))]
     if manifest.stage == "cluster":
-        sizes = histogram_png(metrics["counts"], title="Rows per cluster", x_label="rows in the cluster")
+        every_size = [size for size, clusters in metrics["sizes"] for _ in range(clusters)]
+        sizes = histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster")
         objective = curves_png(
             {"objective": list(enumerate(metrics["objective"], start=1))},
             title="k-means objective",
             x_label="iteration",
             y_label="mean of 1 - cos",
         )
-        return [_picture("cluster sizes", sizes), _picture("objective", objective)]
+        iterations = markdown_table(*iterations_table(metrics))
+        return [
+            markdown_table(["", ""], cluster_table(manifest)),
+            _picture("cluster sizes", sizes),
+            _picture("objective", objective),
+            f"<details><summary>iterations</summary>\n\n{iterations}\n\n</details>",
+        ]
     if manifest.stage == "train":
         curve = metrics["curve"]
         loss = curves_png(

@@ -1,23 +1,24 @@
-"""cluster: spherical k-means on long-lived Ray actors that own fixed parts of the rows; one link per iteration.
+"""cluster: spherical k-means on long-lived Ray actors that own fixed blocks of the rows.
 
-Each actor runs the same ``fit`` over its rows, joined by a gloo group. Sums are exact, so the centroids are the same
-bits for any number of actors, and a run that was killed goes on from its newest link, with any number of them.
+Each actor runs the same ``fit`` over its rows, joined by a process group. Sums are exact, so the centroids are the same
+bits for any number of actors, and a run that was killed, or lost an actor, goes on from its newest link.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from mlcd_core.errors import TooFewRowsError
-from mlcd_core.events import Report, silent
+from mlcd_core.cluster_memory import available_bytes, check_memory, worker_bytes
+from mlcd_core.embedded_points import block_ranges, embedding_dim
+from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
-from mlcd_core.store import LocalFiles, Part, read_part
+from mlcd_core.store import Manifest
+from tasks.cluster_actors import run_workers
+from tasks.cluster_links import seen_iterations
+from tasks.cluster_worker import RankJob
 from tasks.progress import forwarded_events
 from tasks.run import Run
-from tasks.work import ChainAddress, Committed, Job, Made, StageWork, settings
-
-if TYPE_CHECKING:
-    from mlcd_core.kmeans import ArrayPoints
+from tasks.work import Committed, Job, Made, StageWork, settings
 
 
 def cluster_work(run: Run, committed: Committed) -> StageWork:
@@ -27,16 +28,29 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     assert isinstance(runtime, ClusterRuntime)
     embed = committed["embed"]
     _check_rows(spec, usable=embed.usable, data=run.request.data)
+    num_centroids = spec.num_centroids or max(1, embed.usable // spec.rows_per_centroid)
 
     def make(job: Job) -> Made:
+        dim = embedding_dim(run.files, embed.parts)
+        _check_memory(runtime, embed, num_centroids, dim)
         job.session.start()
-        links = work.links(job)
-        summary = _run_actors(links, embed.parts, runtime, job.report)
+        device, links = _device(runtime), work.links(job)
+        with forwarded_events(job.report) as report:
+            rank_job = RankJob(links, embed.parts, runtime, device, num_centroids, report)
+            quality = run_workers(rank_job, world=runtime.workers, report=job.report)
         last = links.open().newest()
         assert last is not None, "k-means ended without a link"
-        return Made([last], metrics=summary)
+        seen = seen_iterations(last)
+        metrics = {**quality, **_seen_metrics(seen, quality["iterations"], embed.usable)}
+        notes = {"workers": runtime.workers, "device": device, **_measured(seen, num_centroids, dim)}
+        return Made([last], metrics=metrics, notes=notes)
 
-    work = StageWork(spec=spec, inputs={"embed": embed.digest}, make=make, last_number=spec.iterations)
+    work = StageWork(
+        spec=spec,
+        inputs={"embed": embed.digest},
+        make=make,
+        last_number=spec.iterations * len(block_ranges(embed.parts)),
+    )
     return work
 
 
@@ -50,108 +64,48 @@ def _check_rows(spec: ClusterSpec, *, usable: int, data: str) -> None:
         )
 
 
-def _run_actors(links: ChainAddress, parts: Sequence[Part], runtime: ClusterRuntime, report: Report) -> dict[str, Any]:
+def _check_memory(runtime: ClusterRuntime, embed: Manifest, num_centroids: int, dim: int) -> None:
+    """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
+    if runtime.device != "cuda":
+        plan = worker_bytes(
+            rows=embed.usable,
+            num_centroids=num_centroids,
+            dim=dim,
+            tile_rows=runtime.tile_rows,
+            workers=runtime.workers,
+        )
+        check_memory(plan, available_bytes())
+
+
+def _device(runtime: ClusterRuntime) -> Literal["cpu", "cuda"]:
+    """Where every worker computes: all on GPUs of their own, or all on the CPU."""
     import ray
 
-    actor = ray.remote(num_cpus=1)(ClusterWorker)
-    world = runtime.workers
-    with forwarded_events(report) as remote_report:
-        workers = [actor.remote(links, parts, rank, world, runtime, remote_report) for rank in range(world)]
-        try:
-            address = ray.get(workers[0].open_store.remote())
-            quality: dict[str, Any] = ray.get([worker.fit.remote(address) for worker in workers])[0]
-        finally:
-            for worker in workers:
-                ray.kill(worker)
-    return quality
-
-
-class ClusterWorker:
-    """One rank: it owns every ``world``-th embedding part, and joins the group of all ranks."""
-
-    def __init__(
-        self,
-        links: ChainAddress,
-        parts: Sequence[Part],
-        rank: int,
-        world: int,
-        runtime: ClusterRuntime,
-        report: Report,
-    ) -> None:
-        self._links = links
-        self._parts = parts
-        self._rank = rank
-        self._world = world
-        self._runtime = runtime
-        self._report = report
-
-    def open_store(self) -> tuple[str, int]:
-        """Open the group's rendezvous on this rank; returns its host and port."""
-        import torch.distributed as dist
-
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        return "127.0.0.1", self._store.port
-
-    def fit(self, address: tuple[str, int]) -> dict[str, Any]:
-        """Run k-means with the other ranks; rank 0 commits the links. Returns the quality record."""
-        import torch
-        import torch.distributed as dist
-
-        from mlcd_core.kmeans import CentroidState, fit
-
-        torch.set_num_threads(self._runtime.threads)
-        store = self._store if self._rank == 0 else dist.TCPStore(*address, is_master=False)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=self._rank, world_size=self._world)
-        chain = self._links.open()
-        newest = chain.newest()
-        saved = newest.number if newest else -1
-        spec = self._links.spec
-        assert isinstance(spec, ClusterSpec)
-
-        def save(state: CentroidState) -> None:
-            nonlocal saved
-            if self._rank == 0 and state.iteration > saved:
-                part = chain.put("centroids", ".arrow", state.to_arrow_bytes(), rows=len(state.centroids_KD))
-                chain.append(state.iteration, [part], {})
-                saved = state.iteration
-
-        def on_iteration(state: CentroidState) -> None:
-            if state.iteration % self._runtime.save_every == 0:
-                save(state)
-
-        clustering = fit(
-            self._own_points(),
-            spec,
-            group=dist.group.WORLD,
-            resume=CentroidState.from_arrow_bytes(chain.read(newest.parts[0])) if newest else None,
-            on_iteration=on_iteration,
-            report=self._report if self._rank == 0 else silent,
-            tile_rows=self._runtime.tile_rows,
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if runtime.device == "cuda" and num_gpus < runtime.workers:
+        raise ConfigError(
+            f"cluster.device is cuda and Ray has {num_gpus} GPUs; expected one for each of {runtime.workers} workers: "
+            "set cluster.workers lower, or cluster.device to auto or cpu"
         )
-        save(clustering.state)
-        dist.destroy_process_group()
-        return {
-            "iterations": clustering.iterations,
-            "converged": clustering.converged,
-            "objective": list(clustering.objective),
-            "splits": list(clustering.splits),
-            "counts": clustering.counts_K.tolist(),
-        }
+    return "cuda" if runtime.device != "cpu" and num_gpus >= runtime.workers else "cpu"
 
-    def _own_points(self) -> "ArrayPoints":
-        """This rank's usable rows under their global ids; a rank without parts has none, of the same width."""
-        import torch
 
-        from mlcd_core.images.embed_shard import read_ipc
-        from mlcd_core.kmeans import ArrayPoints
-        from mlcd_core.labels import usable_points
+def _seen_metrics(seen: Mapping[int, Mapping[str, Any]], iterations: int, num_rows: int) -> dict[str, Any]:
+    """Per iteration, None where it is not known: a stop inside an iteration forgets each row's cluster before."""
+    rows = [seen.get(iteration, {}) for iteration in range(1, iterations + 1)]
+    exhaustive = [row.get("exhaustive_rows") for row in rows]
+    return {
+        "changed_share": [row.get("changed_share") for row in rows],
+        "certified_share": [None if number is None else 1 - number / num_rows for number in exhaustive],
+    }
 
-        files = LocalFiles(self._links.root)
-        own = self._parts[self._rank :: self._world]
-        tables = [(read_ipc(read_part(files, part)), part.offset) for part in own]
-        if not tables:
-            tables = [(read_ipc(read_part(files, self._parts[0])).slice(0, 0), 0)]
-        points = [usable_points(table, offset=offset) for table, offset in tables]
-        return ArrayPoints.from_unit_rows(
-            torch.cat([part.points_ND for part in points]), row_ids=torch.cat([part.row_ids_N for part in points])
-        )
+
+def _measured(seen: Mapping[int, Mapping[str, Any]], num_centroids: int, dim: int) -> dict[str, Any]:
+    """Time per iteration and speed: of this run's machines, so no metric. 2 * rows * K * D operations an iteration."""
+    seconds = [row["seconds"] for row in seen.values()]
+    rows_per_s = sum(row["rows"] for row in seen.values()) / max(sum(seconds), 1e-9)
+    return {
+        "iteration_seconds": seconds,
+        "rows_per_s": rows_per_s,
+        "flop_per_s": 2 * rows_per_s * num_centroids * dim,
+    }

@@ -6,7 +6,7 @@ from typing import Any
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.runtimes import LabelRuntime
 from mlcd_core.specs import LabelSpec
-from mlcd_core.store import LocalFiles, Part, StageFolder, UnitTask, read_part
+from mlcd_core.store import LocalFiles, Part, StageFolder, UnitTask, map_part, read_part
 from tasks.run import Run
 from tasks.units import run_units
 from tasks.work import Committed, Job, Made, StageWork, settings
@@ -61,7 +61,7 @@ class UnitLabeler:
 
         source = Part(**reads)
         table = label_table(
-            read_ipc(read_part(self._files, source)),
+            read_ipc(map_part(self._files, source)),
             self._centroids_KD,
             num_labels=self._spec.num_labels,
             tile_rows=self._runtime.tile_rows,

@@ -1,48 +1,96 @@
 """``plan``: what a run would do. ``status``: what a run has made. Neither starts anything."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from mlcd_core.config import SPECS
+from mlcd_core.config import SPECS, Config, stage_spec
 from mlcd_core.errors import ConfigError
+from mlcd_core.estimate import PAPER_IMAGES, estimate_clustering
 from mlcd_core.identity import fingerprint, short
-from mlcd_core.specs import STAGES, StageName
+from mlcd_core.images.embedder import embedding_dim
+from mlcd_core.specs import STAGES, EmbedSpec, StageName
 from mlcd_core.store import Chain, LocalFiles, Manifest, StageFolder
-from tasks.run import Run
+from tasks.pin import Pinned, resolve_pins
+from tasks.run import Request, Run, open_run, read_settings
 from tasks.run_record import RunRecord
 from tasks.work import UPSTREAM, stage_work
 
+PAPER = "paper"
 
-def plan_stages(run: Run) -> list[dict[str, Any]]:
-    """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet."""
+
+def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]:
+    """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering costs.
+
+    num_rows: rows to estimate for; those of the data when None. Without data nothing is looked up, and ``paper`` is
+    estimated for the paper's images. Raises ConfigError when there is neither data nor a number of rows.
+    """
+    if num_rows is not None and num_rows < 1:
+        raise ConfigError(f"rows is {num_rows}; expected the number of images, 1 or more")
+    if request.data:
+        run = open_run(request)
+        pinned = resolve_pins(run)
+        num_rows = num_rows or sum(shard.rows for shard in run.shards)
+        return {"stages": plan_stages(run, pinned), "estimate": _estimate(run.config, num_rows, pinned.get("cluster"))}
+    if num_rows is None:
+        if request.preset != PAPER:
+            raise ConfigError("there is neither data nor a number of rows; give --data, or --rows for an estimate")
+        num_rows = PAPER_IMAGES
+    return {"stages": [], "estimate": _estimate(read_settings(request), num_rows, None)}
+
+
+def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str, Any]:
+    spec = stage_spec(config, "embed")
+    assert isinstance(spec, EmbedSpec)
+    cluster = config.cluster
+    wanted = cluster.num_centroids or max(1, num_rows // cluster.rows_per_centroid)
+    return asdict(
+        estimate_clustering(
+            num_rows=num_rows,
+            dim=embedding_dim(spec, config.embed.pretrained),
+            num_centroids=pinned.manifest.parts[0].rows if pinned else wanted,
+            iterations=0 if pinned else cluster.iterations,
+            num_labels=config.label.num_labels,
+            workers=cluster.workers,
+        )
+    )
+
+
+def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, Any]]:
+    """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet. A pinned stage is a hit."""
     committed: dict[StageName, Manifest] = {}
     plans = []
     for stage in STAGES:
+        if stage in pinned:
+            committed[stage] = pinned[stage].manifest
+            plans.append(_entry(stage, "hit", pinned[stage].manifest.spec, 0, 1, pinned[stage].note))
+            continue
         waiting = [upstream for upstream in UPSTREAM[stage] if upstream not in committed]
         if waiting:
-            plans.append(_waits(stage, waiting))
+            plans.append(_entry(stage, "waits", "-", None, None, f"waits for {', '.join(waiting)}"))
             continue
         work = stage_work(stage, run, committed)
         folder = StageFolder(run.files, work.spec)
         plan = folder.plan(work.inputs, work.units)
         if plan.manifest is not None:
             committed[stage] = plan.manifest
-        plans.append(
-            {
-                "stage": stage,
-                "plan": plan.state,
-                "spec": folder.fingerprint,
-                "units_missing": len(plan.pending) if work.units else int(plan.manifest is None),
-                "units_total": len(work.units) or 1,
-                "note": "",
-            }
-        )
+        missing = len(plan.pending) if work.units else int(plan.manifest is None)
+        plans.append(_entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, ""))
     return plans
 
 
-def _waits(stage: StageName, waiting: list[StageName]) -> dict[str, Any]:
-    note = f"waits for {', '.join(waiting)}"
-    return {"stage": stage, "plan": "waits", "spec": "-", "units_missing": None, "units_total": None, "note": note}
+def _entry(
+    stage: StageName, state: str, spec: str, missing: int | None, total: int | None, note: str
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "plan": state,
+        "spec": spec,
+        "units_missing": missing,
+        "units_total": total,
+        "note": note,
+    }
 
 
 def run_status(root: str, name: str) -> list[dict[str, Any]]:
@@ -68,11 +116,13 @@ def _stage_status(files: LocalFiles, stage: StageName, entry: dict[str, Any] | N
         "units_total": 0,
         "manifest_digest": None,
         "uri": "",
+        "pin": None,
     }
     if entry is None:
         return status
     prefix = f"{stage}/{short(entry['spec'])}"
     status |= {"spec": entry["spec"], "input": fingerprint(entry["inputs"]), "uri": files.uri(prefix)}
+    status |= {"pin": entry.get("pin")}
     spec_json = files.read(f"{prefix}/spec.json")
     if spec_json is None:
         return status

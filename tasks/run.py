@@ -4,20 +4,27 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlcd_core.config import Config, load_config, suggestion
-from mlcd_core.dataset import Shard, ShardReader, data_digest, default_memo, find_shards
+from mlcd_core.dataset import Shard, ShardReader, data_digest, find_shards
+from mlcd_core.digest_memo import default_memo
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import LocalFiles
 from tasks.demo_data import DEMO, compose_demo
 
+PINNABLE: tuple[StageName, ...] = ("cluster",)
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for. ``root`` is absolute; ``data`` is a file, folder, pattern, or ``demo``."""
+    """What a person asked for. ``root`` is absolute; ``data`` is a file, folder, pattern, or ``demo``.
+
+    pin: stage -> name of a run under the root, or digest of a manifest, whose result is used as it is.
+    """
 
     root: str
     preset: str = "laptop"
@@ -26,6 +33,7 @@ class Request:
     eval_data: str = ""
     label_column: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    pin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Run:
     eval_shards: tuple[Shard, ...]
     label_column: str
 
-    @property
+    @cached_property
     def data_digest(self) -> str:
         """Identity of the training shards, in order."""
         return data_digest(self.shards)
@@ -56,7 +64,7 @@ def open_run(request: Request) -> Run:
             )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
         raise ConfigError(f"name is {request.name!r}; it becomes a file name: use letters, digits, '.', '_' and '-'")
-    config = load_config(request.preset, environment=os.environ, overrides=request.overrides)
+    config = read_settings(request)
     files = LocalFiles(request.root)
     data, eval_data, label_column = request.data, request.eval_data, request.label_column
     if data == DEMO:
@@ -79,6 +87,19 @@ def open_run(request: Request) -> Run:
         for shard in shards[:1]:
             ShardReader(shard, image_column=config.embed.image_column, label_column=run.label_column)
     return run
+
+
+def read_settings(request: Request) -> Config:
+    """The configuration of a request. Raises ConfigError; reads no data."""
+    for stage, source in request.pin.items():
+        if stage not in PINNABLE or not source:
+            raise ConfigError(
+                f"pin {stage}={source}: expected {' or '.join(PINNABLE)}=RUN_OR_DIGEST; the results of other stages "
+                "belong to the shards they were made from"
+            )
+    # pinned centroids are counted in their manifest, not by a key
+    counted = {"cluster.num_centroids": None} if "cluster" in request.pin else {}
+    return load_config(request.preset, environment=os.environ, overrides={**request.overrides, **counted})
 
 
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:

@@ -37,6 +37,22 @@ class RunRecord:
             "attempt": manifest.attempt if manifest else None,
             "digest": manifest.digest if manifest else None,
         }
+        self._write(stage, entry)
+
+    def note_pinned(self, stage: StageName, manifest: Manifest, source: str) -> None:
+        """Note the manifest that stands in for a stage, and what the person named to pin it."""
+        entry = {
+            "spec": manifest.spec,
+            "inputs": manifest.inputs,
+            "units": [unit for unit, _, _ in manifest.provenance["units"]],
+            "last_number": 0,
+            "attempt": manifest.attempt,
+            "digest": manifest.digest,
+            "pin": source,
+        }
+        self._write(stage, entry)
+
+    def _write(self, stage: StageName, entry: dict[str, Any]) -> None:
         record = self.read()
         if record["stages"].get(stage) != entry:
             record["stages"][stage] = entry

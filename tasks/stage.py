@@ -5,7 +5,9 @@ with a silent recompute. What is done is decided by receipts and manifests alone
 machine or an erased PREFECT_HOME all find the same finished work.
 """
 
+import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +18,12 @@ from prefect.states import Completed, Failed
 from mlcd_core.config import most_workers
 from mlcd_core.errors import MlcdError, UpstreamMissingError
 from mlcd_core.events import silent
+from mlcd_core.identity import short
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.artifacts import publish_stage_artifact
 from tasks.failures import worker_errors
+from tasks.pin import Pinned, resolve_pins
 from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report, stage_logger
 from tasks.run import Run
@@ -39,6 +43,7 @@ class StageOutcome:
     units_run: int = 0
     seconds: float = 0.0
     error: str = ""
+    pin: str = ""
 
     def record(self) -> dict[str, Any]:
         """The stage's entry in ``mlcd run --json``."""
@@ -55,7 +60,7 @@ class StageOutcome:
             "uri": self.uri,
             "units_run": self.units_run,
             "seconds": round(self.seconds, 3),
-            "note": stage_note(manifest) if manifest else "",
+            "note": self.pin or (stage_note(manifest) if manifest else ""),
             "error": self.error,
         }
 
@@ -63,8 +68,9 @@ class StageOutcome:
 def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
-    After a failed stage the rest is skipped.
+    A pinned stage never runs. After a failed stage the rest is skipped.
     """
+    pinned = resolve_pins(run)
     outcomes: list[StageOutcome] = []
     committed: dict[StageName, Manifest] = {}
     with RaySession(most_workers=most_workers(run.config)) as session:
@@ -72,13 +78,15 @@ def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
             if outcomes and outcomes[-1].result == "failed":
                 outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
                 break
-            if stage in selected:
+            if stage in selected and stage not in pinned:
                 state = stage_task.with_options(name=stage)(stage, run, committed, session, return_state=True)
                 outcome = state.result(raise_on_failure=False)
                 if isinstance(outcome, Exception):
                     raise outcome
+            elif stage in pinned:
+                outcome = _pinned(stage, run, pinned[stage])
             else:
-                outcome = _unselected(stage, run, committed, needed=_needed(stage, selected))
+                outcome = _unselected(stage, run, committed, needed=_needed(stage, selected, pinned))
             if outcome.manifest is not None:
                 committed[stage] = outcome.manifest
             outcomes.append(outcome)
@@ -140,6 +148,15 @@ def _make(work: StageWork, job: Job) -> Manifest:
     )
 
 
+def _pinned(stage: StageName, run: Run, pinned: Pinned) -> StageOutcome:
+    """Use the pinned manifest as it is."""
+    stage_logger().log(logging.WARNING if pinned.ignored else logging.INFO, "%s is %s", stage, pinned.note)
+    manifest = pinned.manifest
+    RunRecord(run.files, run.request.name).note_pinned(stage, manifest, pinned.source)
+    uri = run.files.uri(f"{stage}/{short(manifest.spec)}")
+    return StageOutcome(stage, "cached", manifest, uri, pin=pinned.note)
+
+
 def _unselected(stage: StageName, run: Run, committed: Committed, *, needed: bool) -> StageOutcome:
     """Look a stage up without running it; it is failed when it is needed and not committed."""
     missing: MlcdError = UpstreamMissingError(
@@ -161,7 +178,7 @@ def _unselected(stage: StageName, run: Run, committed: Committed, *, needed: boo
     return StageOutcome(stage, "failed", error=f"{type(missing).__name__}: {missing}")
 
 
-def _needed(stage: StageName, selected: list[StageName]) -> bool:
-    """Whether a selected stage reads this one, directly or through others."""
-    below = [other for other in STAGES if stage in UPSTREAM[other]]
-    return any(other in selected or _needed(other, selected) for other in below)
+def _needed(stage: StageName, selected: Collection[StageName], pinned: Collection[StageName]) -> bool:
+    """Whether a selected stage reads this one, directly or through others; a pinned stage reads nothing."""
+    below = [other for other in STAGES if stage in UPSTREAM[other] and other not in pinned]
+    return any(other in selected or _needed(other, selected, pinned) for other in below)

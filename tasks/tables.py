@@ -17,6 +17,38 @@ def metrics_table(scores: Mapping[str, Mapping[str, float | None]]) -> tuple[lis
     return ["features", *MEASURES.values()], rows
 
 
+def cluster_table(manifest: Manifest) -> list[tuple[str, str]]:
+    """What there is to know of a clustering: sizes, copies, how many rows the fast search settled, and its speed."""
+    metrics, notes = manifest.metrics, manifest.provenance
+    quantiles = metrics["size_quantiles"]
+    identical, of = metrics["identical_rows"], metrics["identical_of"]
+    certified = [share for share in metrics["certified_share"] if share is not None]
+    return [
+        (f"rows per cluster ({', '.join(quantiles)})", ", ".join(f"{size:,}" for size in quantiles.values())),
+        ("imbalance, K sum(n^2) / N^2", f"{metrics['imbalance']:.3f}"),
+        ("rows whose embedding another row has too", f"{identical:,}, from {of:,} rows looked at"),
+        ("rows settled by the bound, worst iteration", f"{min(certified):.4%}" if certified else "-"),
+        ("rows per second", f"{notes['rows_per_s']:,.0f}"),
+        ("operations per second", f"{notes['flop_per_s']:.3g}"),
+    ]
+
+
+def iterations_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Header and rows: one row per iteration of k-means, a dash where a stop made a value unknown."""
+    columns = zip(
+        metrics["objective"], metrics["changed_share"], metrics["splits"], metrics["certified_share"], strict=True
+    )
+    rows = [
+        (iteration, f"{objective:.6f}", _percent(changed), splits, _percent(certified))
+        for iteration, (objective, changed, splits, certified) in enumerate(columns, start=1)
+    ]
+    return ["iteration", "objective", "rows that changed cluster", "empties split", "settled by the bound"], rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.3%}"
+
+
 def stage_note(manifest: Manifest) -> str:
     """One line on what a committed stage made."""
     metrics = manifest.metrics

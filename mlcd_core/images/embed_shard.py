@@ -73,7 +73,7 @@ def ipc_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_ipc(data: bytes) -> pa.Table:
+def read_ipc(data: bytes | pa.Buffer) -> pa.Table:
     """Read a whole IPC file without copying. Raises CorruptRecordError if it is none."""
     try:
         return pa.ipc.open_file(pa.BufferReader(data)).read_all()

@@ -6,6 +6,9 @@ same file under another path or tag is the same stage. Nothing here downloads un
 B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
 """
 
+import difflib
+import importlib.util
+import json
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -55,6 +58,27 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
     from mlcd_core.images.open_clip_embedder import download_weights
 
     return _checked(download_weights(spec.architecture, tag=pretrained), spec, pretrained)
+
+
+def embedding_dim(spec: EmbedSpec, pretrained: str) -> int:
+    """D, from the codebook's header or open_clip's model file: no weights of a network are read, no torch is loaded.
+
+    Raises ConfigError for an architecture that open_clip does not have.
+    """
+    if spec.embedder == "hog_words":
+        weights = find_weights(spec, pretrained)
+        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+        return int(header["whitening_KD"]["shape"][1])
+    # found without importing open_clip, which would load torch
+    package = importlib.util.find_spec("open_clip")
+    folder = Path(package.origin or "").parent / "model_configs" if package else Path()
+    config = folder / f"{spec.architecture}.json"
+    if not spec.architecture or not config.is_file():
+        known = sorted(path.stem for path in folder.glob("*.json"))
+        near = difflib.get_close_matches(spec.architecture, known, n=3)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"open_clip here has {len(known)} models"
+        raise ConfigError(f"embed.architecture={spec.architecture!r} is no open_clip model; {meant}")
+    return int(json.loads(config.read_text(encoding="utf-8"))["embed_dim"])
 
 
 def build_embedder(spec: EmbedSpec, *, weights: bytes, device: str) -> Embedder:

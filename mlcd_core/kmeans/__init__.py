@@ -6,8 +6,18 @@ size, thread count, number of ranks, row order or restart; ``exact`` says why.
 
 from mlcd_core.kmeans.assign import Neighbors, nearest_centroids
 from mlcd_core.kmeans.lloyd import Clustering, fit
+from mlcd_core.kmeans.partial import PartialSums
 from mlcd_core.kmeans.points import ArrayPoints
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.specs import ClusterSpec
 
-__all__ = ["ArrayPoints", "CentroidState", "ClusterSpec", "Clustering", "Neighbors", "fit", "nearest_centroids"]
+__all__ = [
+    "ArrayPoints",
+    "CentroidState",
+    "ClusterSpec",
+    "Clustering",
+    "Neighbors",
+    "PartialSums",
+    "fit",
+    "nearest_centroids",
+]

@@ -1,28 +1,30 @@
 """The exact nearest centroids of each row, at the price of an approximate search.
 
-A float32 search proposes candidates, float64 reranks them (exactly, see ``exact``), and a row is done when its last
-chosen score beats everything that was not proposed. The few rows for which it does not get more candidates, then a
+A coarse search proposes candidates, float64 reranks them (exactly, see ``exact``), and a row is done when its last
+chosen score beats everything that was not proposed. The few rows for which it does not get a float32 search, then a
 float64 pass over all centroids. So the choice of candidates decides the time and never the result: the ids are those of
 the L highest exact scores, equal scores by the lower id. N x K is never stored.
 
 Shapes: N rows, B rows of a tile, K centroids, D dims, L labels per row, M candidates per row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mlcd_core.errors import ConfigError, DataError
 from mlcd_core.kmeans.centroids import centroids_on_grid
-from mlcd_core.kmeans.points import ArrayPoints, Rows
-from mlcd_core.kmeans.propose import TILE_CENTROIDS, propose
+from mlcd_core.kmeans.points import ArrayPoints, Points, Rows
+from mlcd_core.kmeans.shortlist import Shortlist, best_of
+from mlcd_core.kmeans.tile_search import TILE_CENTROIDS, TileSearch, best_precision
+from mlcd_core.runtimes import SearchName
 
-TILE_ROWS = 4096
-# what a second search adds for rows whose runner-up is too close: twins of split clusters, mostly
-SPARE_CANDIDATES = 16
-# float64 elements gathered at once; 1 MiB stays in the cache, 32 MiB took five times as long per element
-RERANK_ELEMENTS = 2**17
+# enough rows to share the work around the products: 16,384 x 512 are 64 MiB in float64
+TILE_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,18 @@ class Neighbors:
         return self.cosines_NL.float()
 
 
-class Assigner:
-    """Finds the exact top ``num_labels`` of rows among one set of centroids; what can be prepared, is prepared once.
+class Search(Protocol):
+    """Proposes candidates among one set of centroids; decides the time, never the result."""
 
-    ``centroids_KD`` float32 unit rows on the grid.
+    def propose(self, points_BD: Tensor, num_labels: int) -> Shortlist:
+        """Candidates for the top L of float16 unit rows."""
+
+
+class Assigner:
+    """Finds the exact top ``num_labels`` of rows among one set of centroids, which are prepared once.
+
+    ``centroids_KD`` float32 unit rows on the grid; points must be on their device. ``search`` as in
+    ``runtimes.SearchName``; raises ConfigError when this machine or device cannot run it.
     """
 
     def __init__(
@@ -54,36 +64,76 @@ class Assigner:
         centroids_KD: Tensor,
         *,
         num_labels: int = 1,
+        search: SearchName = "auto",
         tile_centroids: int = TILE_CENTROIDS,
     ) -> None:
         self.centroids_KD = centroids_KD
         self.num_labels = num_labels
+        self._search_name = best_precision(centroids_KD.device) if search == "auto" else search
         self._tile_centroids = tile_centroids
+        self._first = self._open(self._search_name)
 
     def nearest(self, points_BD: Tensor) -> Neighbors:
-        """Exact top L of one tile of float16 unit rows."""
-        return exact_nearest(points_BD, self.centroids_KD, self.num_labels, self._tile_centroids)
+        """Exact top L of float16 unit rows."""
+        ids_BL = torch.empty((len(points_BD), self.num_labels), dtype=torch.int32, device=points_BD.device)
+        cosines_BL = torch.empty_like(ids_BL, dtype=torch.float64)
+        pending_P = torch.arange(len(points_BD), device=points_BD.device)
+        for search in self._searches():
+            rows_PD = points_BD[pending_P] if len(pending_P) < len(points_BD) else points_BD
+            shortlist = search.propose(rows_PD, self.num_labels)
+            best_ids, best_cosines = best_of(rows_PD, self.centroids_KD, shortlist, self.num_labels)
+            ids_BL[pending_P], cosines_BL[pending_P] = best_ids.int(), best_cosines
+            pending_P = pending_P[best_cosines[:, -1] <= shortlist.ceiling_B]
+            if len(pending_P) == 0:
+                return Neighbors(ids_BL, cosines_BL)
+        best = _exhaustive(points_BD[pending_P], self.centroids_KD, self.num_labels, self._tile_centroids)
+        ids_BL[pending_P], cosines_BL[pending_P] = best.ids_NL, best.cosines_NL
+        return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending_P))
+
+    def _searches(self) -> Iterator[Search]:
+        yield self._first
+        if self._search_name != "float32":
+            yield self._second
+
+    @cached_property
+    def _second(self) -> Search:
+        """For rows that the first cannot settle: twins of split clusters, mostly."""
+        return self._open("float32")
+
+    def _open(self, name: SearchName) -> Search:
+        if name == "triton":
+            from mlcd_core.kmeans.triton_search import TritonSearch
+
+            return TritonSearch(self.centroids_KD, self.centroids_KD.device)
+        if name == "faiss":
+            from mlcd_core.kmeans.faiss_search import FaissSearch
+
+            return FaissSearch(self.centroids_KD, self.centroids_KD.device)
+        assert name != "auto"
+        return TileSearch(self.centroids_KD, name, self._tile_centroids)
 
 
 def nearest_centroids(
-    points_ND: ArrayPoints | Rows,
+    points_ND: Points | Rows,
     centroids_KD: Rows,
     *,
     num_labels: int,
+    search: SearchName = "auto",
     tile_rows: int = TILE_ROWS,
     tile_centroids: int = TILE_CENTROIDS,
 ) -> Neighbors:
-    """Exact top ``num_labels`` centroids of every row.
+    """Exact top ``num_labels`` centroids of every row; ``search`` and tiles decide the time, never the result.
 
     Rows that are not ArrayPoints yet become them; centroids that are not on the grid yet are normalised onto it.
     Raises ConfigError when there are fewer centroids than labels.
     """
-    points = points_ND if isinstance(points_ND, ArrayPoints) else ArrayPoints(points_ND)
+    points = points_ND if isinstance(points_ND, Points) else ArrayPoints(points_ND)
     grid_KD = centroids_on_grid(centroids_KD)
     check_num_labels(num_labels, len(grid_KD))
     if points.dim != grid_KD.shape[1]:
         raise DataError(f"points have {points.dim} dims, centroids {grid_KD.shape[1]}: they come from other embeddings")
-    tiles = [exact_nearest(tile_BD, grid_KD, num_labels, tile_centroids) for _, tile_BD in points.tiles(tile_rows)]
+    assigner = Assigner(grid_KD, num_labels=num_labels, search=search, tile_centroids=tile_centroids)
+    tiles = [assigner.nearest(tile_BD) for _, tile_BD in points.tiles(tile_rows)]
     return _joined(tiles, num_labels)
 
 
@@ -96,44 +146,12 @@ def check_num_labels(num_labels: int, num_centroids: int) -> None:
         )
 
 
-def exact_nearest(points_BD: Tensor, centroids_KD: Tensor, num_labels: int, tile_centroids: int) -> Neighbors:
-    """Top L of one tile of float16 unit rows against float32 centroids on the grid."""
-    ids_BL = torch.empty((len(points_BD), num_labels), dtype=torch.int32)
-    cosines_BL = torch.empty((len(points_BD), num_labels), dtype=torch.float64)
-    pending = torch.arange(len(points_BD))
-    for wanted in (num_labels + 1, num_labels + SPARE_CANDIDATES):
-        rows_BD = points_BD[pending]
-        found = propose(rows_BD, centroids_KD, min(wanted, len(centroids_KD)), tile_centroids)
-        best = _rerank(rows_BD, centroids_KD, found.ids_BM, num_labels)
-        ids_BL[pending], cosines_BL[pending] = best.ids_NL, best.cosines_NL
-        pending = pending[best.cosines_NL[:, -1] <= found.ceiling_B]
-        if len(pending) == 0:
-            return Neighbors(ids_BL, cosines_BL)
-    best = _exhaustive(points_BD[pending], centroids_KD, num_labels, tile_centroids)
-    ids_BL[pending], cosines_BL[pending] = best.ids_NL, best.cosines_NL
-    return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending))
-
-
-def _rerank(points_BD: Tensor, centroids_KD: Tensor, ids_BM: Tensor, num_labels: int) -> Neighbors:
-    ids_BM = ids_BM.sort(dim=1).values
-    chunk_rows = max(1, RERANK_ELEMENTS // (ids_BM.shape[1] * points_BD.shape[1]))
-    cosines_BM = torch.cat(
-        [
-            torch.einsum("bd,bmd->bm", rows_BD.double(), centroids_KD[chunk_BM].double())
-            for rows_BD, chunk_BM in zip(
-                torch.split(points_BD, chunk_rows), torch.split(ids_BM, chunk_rows), strict=True
-            )
-        ]
-    )
-    return _best(cosines_BM, ids_BM, num_labels)
-
-
 def _exhaustive(points_BD: Tensor, centroids_KD: Tensor, num_labels: int, tile_centroids: int) -> Neighbors:
     rows_BD = points_BD.double()
-    best = _joined([], 0, num_rows=len(rows_BD))
+    best = Neighbors(torch.empty((len(rows_BD), 0), dtype=torch.int32, device=rows_BD.device), rows_BD[:, :0])
     for start in range(0, len(centroids_KD), tile_centroids):
         cosines_BK = rows_BD @ centroids_KD[start : start + tile_centroids].double().T
-        ids_BK = torch.arange(start, start + cosines_BK.shape[1]).expand_as(cosines_BK)
+        ids_BK = torch.arange(start, start + cosines_BK.shape[1], device=rows_BD.device).expand_as(cosines_BK)
         cosines_BM = torch.cat([best.cosines_NL, cosines_BK], dim=1)
         best = _best(cosines_BM, torch.cat([best.ids_NL, ids_BK], dim=1), num_labels)
     return best
@@ -145,10 +163,10 @@ def _best(cosines_BM: Tensor, ids_BM: Tensor, num_labels: int) -> Neighbors:
     return Neighbors(ids_BM.gather(1, order_BL).int(), cosines_BM.gather(1, order_BL))
 
 
-def _joined(tiles: list[Neighbors], num_labels: int, num_rows: int = 0) -> Neighbors:
-    empty = torch.empty((num_rows, num_labels), dtype=torch.float64)
+def _joined(tiles: list[Neighbors], num_labels: int) -> Neighbors:
+    empty = torch.empty((0, num_labels), dtype=torch.float64)
     return Neighbors(
-        torch.cat([empty.int(), *(tile.ids_NL for tile in tiles)]),
-        torch.cat([empty, *(tile.cosines_NL for tile in tiles)]),
+        torch.cat([tile.ids_NL for tile in tiles] or [empty.int()]),
+        torch.cat([tile.cosines_NL for tile in tiles] or [empty]),
         sum(tile.num_exhaustive for tile in tiles),
     )

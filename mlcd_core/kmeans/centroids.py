@@ -16,6 +16,8 @@ from mlcd_core.kmeans.points import Rows, finite_norms, float_matrix
 
 SPLIT_SHIFT = 1.0 / 1024
 
+_CHUNK_ROWS = 4096  # float64 copies are made of so many centroids at a time
+
 
 def centroids_on_grid(centroids_KD: Rows) -> Tensor:
     """Centroids from outside as float32 unit rows on the grid: kept when they are such, normalised otherwise."""
@@ -28,11 +30,18 @@ def centroids_on_grid(centroids_KD: Rows) -> Tensor:
 
 def next_centroids(sums_KD: Tensor, counts_K: Tensor, previous_KD: Tensor) -> Tensor:
     """Float32 centroids on the grid from exact float64 sums and the rows of each cluster."""
-    cancelled_K = (sums_KD == 0).all(dim=1)
-    directions_KD = torch.where(cancelled_K[:, None], previous_KD.double(), sums_KD)
+    next_KD = torch.empty_like(previous_KD)
+    for start in range(0, len(sums_KD), _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        next_KD[chunk] = unit_rows_on_grid(_directions(sums_KD[chunk], previous_KD[chunk]))
+    halves: dict[int, Tensor] = {}
     for empty, donor in plan_splits(counts_K):
-        _split(directions_KD, empty=empty, donor=donor)
-    return unit_rows_on_grid(directions_KD)
+        if donor not in halves:
+            halves[donor] = _directions(sums_KD[donor, None], previous_KD[donor, None])[0]
+        halves[empty], halves[donor] = _split(halves[donor])
+    if halves:
+        next_KD[list(halves)] = unit_rows_on_grid(torch.stack(list(halves.values())))
+    return next_KD
 
 
 def plan_splits(counts_K: Tensor) -> list[tuple[int, int]]:
@@ -55,9 +64,13 @@ def plan_splits(counts_K: Tensor) -> list[tuple[int, int]]:
     return splits
 
 
-def _split(directions_KD: Tensor, *, empty: int, donor: int) -> None:
+def _directions(sums_KD: Tensor, previous_KD: Tensor) -> Tensor:
+    cancelled_K = (sums_KD == 0).all(dim=1)
+    return torch.where(cancelled_K[:, None], previous_KD.double(), sums_KD)
+
+
+def _split(direction_D: Tensor) -> tuple[Tensor, Tensor]:
     # even elements grow in one half and shrink in the other, odd ones the other way round
-    shift_D = torch.full((directions_KD.shape[1],), SPLIT_SHIFT, dtype=torch.float64)
+    shift_D = torch.full_like(direction_D, SPLIT_SHIFT)
     shift_D[1::2] = -SPLIT_SHIFT
-    directions_KD[empty] = directions_KD[donor] * (1 + shift_D)
-    directions_KD[donor] *= 1 - shift_D
+    return direction_D * (1 + shift_D), direction_D * (1 - shift_D)

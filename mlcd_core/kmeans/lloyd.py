@@ -1,13 +1,16 @@
 """Spherical k-means by Lloyd's iterations: assign every row to its nearest centroid, move each centroid to its rows.
 
-All ranks run ``fit`` with their own rows, a world of one runs the same code. Per iteration the ranks add up sums,
-counts and the objective; the first rank computes the next centroids and broadcasts them. The objective is the mean of
-1 - cos, where the cosines are summed as integers round(cos * 2^30), so its stop rule too is the same everywhere. (faiss
->= 1.14 adds distances in float32 and stops once they reach 2^24, https://github.com/facebookresearch/faiss/issues/1962)
+All ranks run ``fit`` with their own rows, a world of one runs the same code. Per iteration the first rank gets the sums
+and counts of all rows (``rounds``), computes the next centroids and broadcasts them. The objective is the mean of
+1 - cos, from the exact sums, so its stop rule too is the same everywhere. (faiss >= 1.14 adds distances in float32 and
+stops once they reach 2^24, https://github.com/facebookresearch/faiss/issues/1962)
 
-Shapes: N rows of this rank, K centroids, D dims.
+Shapes: N rows of this rank, K centroids, D dims, B blocks.
 """
 
+import functools
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,18 +19,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlcd_core.errors import ConfigError, DataError
-from mlcd_core.events import Report, silent
-from mlcd_core.kmeans.assign import TILE_ROWS, exact_nearest
+from mlcd_core.events import Report, Value, silent
+from mlcd_core.kmeans.assign import TILE_ROWS
 from mlcd_core.kmeans.centroids import centroids_on_grid, next_centroids
-from mlcd_core.kmeans.exact import MAX_CLUSTER_ROWS
-from mlcd_core.kmeans.points import ArrayPoints, Rows
-from mlcd_core.kmeans.propose import TILE_CENTROIDS
+from mlcd_core.kmeans.exact import MAX_CLUSTER_ROWS, mean_distance
+from mlcd_core.kmeans.partial import PartialSums
+from mlcd_core.kmeans.points import Points, Rows
 from mlcd_core.kmeans.ranks import Ranks
+from mlcd_core.kmeans.rounds import RowSummer
 from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.specs import ClusterSpec
 
-COSINE_STEPS = 2**30
+SAVE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,33 @@ class Clustering:
 
 
 def fit(
-    points: ArrayPoints,
+    points: Points,
     spec: ClusterSpec,
     *,
     init_KD: Rows | None = None,
     group: dist.ProcessGroup | None = None,
     resume: CentroidState | None = None,
+    partial: PartialSums | None = None,
     on_iteration: Callable[[CentroidState], None] | None = None,
+    on_partial: Callable[[CentroidState, PartialSums], None] | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    before_block: Callable[[], None] = lambda: None,
     report: Report = silent,
+    clock: Callable[[], float] = time.monotonic,
     tile_rows: int = TILE_ROWS,
-    tile_centroids: int = TILE_CENTROIDS,
+    device: torch.device | str = "cpu",
 ) -> Clustering:
     """Cluster the rows of all ranks of ``group``; every rank returns the same centroids, objective and counts.
 
-    A rank may have no rows. Starts from ``resume``, else ``init_KD``, else hash-ranked distinct rows. ``on_iteration``
-    and ``report`` are called on every rank after each iteration; going on from a state gives the bits of the
-    undisturbed run. With tolerance 0 all iterations run. TooFewRowsError, ConfigError, DataError: on every rank.
+    A rank may have no rows. Starts from ``resume``, else ``init_KD``, else hash-ranked distinct rows; going on from a
+    state gives the bits of the undisturbed run. With tolerance 0 all iterations run. ``on_iteration`` and ``report``
+    are called on every rank after each iteration.
+
+    With ``on_partial`` (on all ranks or none) the first rank calls it with what a longer iteration has summed, about
+    every ``save_seconds``, beside the state it began from. ``resume`` with ``partial`` (read on the first rank) goes on
+    from there; block numbers must differ between ranks then. ``before_block`` may raise to leave.
+
+    TooFewRowsError, ConfigError, DataError: on every rank. WorkerLostError: another rank died.
     """
     ranks = Ranks(group)
     num_rows = _count_rows(points, ranks)
@@ -92,29 +107,56 @@ def fit(
         if start_KD is None:
             start_KD = first_distinct_rows(points, num_centroids, spec.seed, ranks)
         state = CentroidState.start(ranks.broadcast(start_KD), num_rows)
-
-    labels_N: Tensor | None = None
+    done_B = _done_blocks(points, state, partial, ranks, is_saved=on_partial is not None)
+    summer = RowSummer(
+        points,
+        ranks,
+        done_B=done_B,
+        begun=partial if ranks.is_first else None,
+        device=torch.device(device),
+        tile_rows=tile_rows,
+        round_seconds=math.inf if on_partial is None else save_seconds,
+        clock=clock,
+        before_block=before_block,
+    )
+    rows_before = partial.tally.rows if partial else 0
+    del partial  # the summer's alone: the next sums need its memory
     changed_shares: list[float | None] = []
     while state.iteration < spec.iterations and not is_converged(state.objective, spec.tolerance):
-        step = _assign(points, state.centroids_KD, tile_rows, tile_centroids)
-        num_changed = 0 if labels_N is None else int((step.labels_N != labels_N).sum())
-        totals = ranks.sum(torch.tensor([step.cosine_steps, num_changed, step.num_exhaustive]))
-        cosine_steps, num_changed, num_exhaustive = totals.tolist()
-        counts_K = ranks.sum(step.counts_K)
-        assert int(counts_K.max()) < MAX_CLUSTER_ROWS, "float64 sums are exact for 2^28 rows per cluster"
-        sums_KD = ranks.sum_on_first(step.sums_KD)
-        previous_KD = state.centroids_KD
-        centroids_KD = next_centroids(sums_KD, counts_K, previous_KD) if ranks.is_first else previous_KD.clone()
+        started_s = clock()
+        sums = summer.sum(state, None if on_partial is None else functools.partial(on_partial, state))
+        numbers = torch.zeros(5, dtype=torch.float64)
+        centroids_KD, counts_K = torch.empty_like(state.centroids_KD), torch.empty_like(state.counts_K)
+        if sums is not None:
+            tally, counts_K = sums.tally, sums.counts_K
+            assert tally.rows == num_rows, f"{tally.rows} rows were summed of {num_rows}"
+            assert int(counts_K.max()) < MAX_CLUSTER_ROWS, "float64 sums are exact for 2^28 rows per cluster"
+            objective = mean_distance(sums.sums_KD, state.centroids_KD, num_rows)
+            centroids_KD = next_centroids(sums.sums_KD, counts_K, state.centroids_KD)
+            counted = [tally.rows - rows_before, tally.changed, tally.unknown, tally.exhaustive]
+            numbers = torch.tensor([objective, *counted], dtype=torch.float64)
+            rows_before = 0
+        del sums
+        objective, num_summed, num_changed, num_unknown, num_exhaustive = ranks.broadcast(numbers).tolist()
+        counts_K = ranks.broadcast(counts_K)
         state = CentroidState(
             num_rows=num_rows,
             centroids_KD=ranks.broadcast(centroids_KD),
             counts_K=counts_K,
-            objective=(*state.objective, 1 - cosine_steps / (num_rows * COSINE_STEPS)),
+            objective=(*state.objective, objective),
             splits=(*state.splits, int((counts_K == 0).sum())),
         )
-        changed_shares.append(None if labels_N is None else num_changed / num_rows)
-        labels_N = step.labels_N
-        report("cluster.iteration", _event(state, changed_shares[-1], num_exhaustive))
+        changed_shares.append(None if num_unknown else num_changed / num_rows)
+        event: dict[str, Value] = {
+            "iteration": state.iteration,
+            "objective": state.objective[-1],
+            "changed_share": changed_shares[-1],
+            "splits": state.splits[-1],
+            "exhaustive_rows": int(num_exhaustive),
+            "rows": int(num_summed),
+            "seconds": clock() - started_s,
+        }
+        report("cluster.iteration", event)
         if on_iteration is not None:
             on_iteration(state)
     return Clustering(state, is_converged(state.objective, spec.tolerance), tuple(changed_shares))
@@ -127,32 +169,7 @@ def is_converged(objective: tuple[float, ...], tolerance: float) -> bool:
     return abs(objective[-2] - objective[-1]) <= tolerance * abs(objective[-2])
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One rank's share of an assignment: exact float64 sums, and the integer sum of round(cos * 2^30)."""
-
-    labels_N: Tensor
-    sums_KD: Tensor
-    counts_K: Tensor
-    cosine_steps: int
-    num_exhaustive: int
-
-
-def _assign(points: ArrayPoints, centroids_KD: Tensor, tile_rows: int, tile_centroids: int) -> _Step:
-    labels_N = torch.empty(points.num_rows, dtype=torch.int32)
-    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64)
-    cosine_steps, num_exhaustive = 0, 0
-    for rows, tile_BD in points.tiles(tile_rows):
-        found = exact_nearest(tile_BD, centroids_KD, 1, tile_centroids)
-        labels_N[rows] = found.ids_NL[:, 0]
-        sums_KD.index_add_(0, labels_N[rows], tile_BD.double())
-        cosine_steps += int(torch.round(found.cosines_NL * COSINE_STEPS).long().sum())
-        num_exhaustive += found.num_exhaustive
-    counts_K = torch.bincount(labels_N, minlength=len(centroids_KD))
-    return _Step(labels_N, sums_KD, counts_K, cosine_steps, num_exhaustive)
-
-
-def _count_rows(points: ArrayPoints, ranks: Ranks) -> int:
+def _count_rows(points: Points, ranks: Ranks) -> int:
     shapes = [tuple(shape.tolist()) for shape in ranks.gather(torch.tensor([points.num_rows, points.dim]))]
     if len({dim for _, dim in shapes}) > 1:
         raise DataError(
@@ -181,11 +198,32 @@ def _checked(resume: CentroidState, shape: tuple[int, int], num_rows: int) -> Ce
     return resume
 
 
-def _event(state: CentroidState, changed_share: float | None, num_exhaustive: int) -> dict[str, float | int | None]:
-    return {
-        "iteration": state.iteration,
-        "objective": state.objective[-1],
-        "changed_share": changed_share,
-        "splits": state.splits[-1],
-        "exhaustive_rows": num_exhaustive,
-    }
+def _done_blocks(
+    points: Points, state: CentroidState, partial: PartialSums | None, ranks: Ranks, *, is_saved: bool
+) -> Tensor:
+    """Bool by block number, equal on all ranks: what the first rank's partial sums hold. Raises on every rank."""
+    largest = max((block.number for block in points.blocks), default=-1)
+    num_blocks = 1 + max(int(number) for number in ranks.gather(torch.tensor(largest)))
+    expected = [state.iteration, state.num_rows, num_blocks, *state.centroids_KD.shape]
+    shape = [-1] * len(expected)
+    if partial is not None:
+        shape = [partial.iteration, partial.num_rows, len(partial.done_B), *partial.sums_KD.shape]
+    found = ranks.broadcast(torch.tensor(shape)).tolist()
+    is_begun = found[0] >= 0
+    if is_begun and found != expected:
+        raise ConfigError(
+            f"the partial sums have (iteration, rows, blocks, centroids, dims) {found}; expected {expected}: they are "
+            "of another state, spec or data, start without partial"
+        )
+    owners_B = torch.zeros(num_blocks, dtype=torch.int32)
+    for block in points.blocks:
+        owners_B[block.number] += 1
+    if (is_begun or is_saved) and bool((ranks.sum(owners_B) > 1).any()):
+        raise ConfigError(
+            f"block {int((owners_B > 1).nonzero()[0])} belongs to more than one rank; expected block numbers of all "
+            "ranks together, so that saved sums can name them: pass first_block to ArrayPoints"
+        )
+    done_B = torch.zeros(num_blocks, dtype=torch.int32)
+    if partial is not None and ranks.is_first:
+        done_B = partial.done_B.int()
+    return ranks.broadcast(done_B).bool()

@@ -6,7 +6,7 @@ written. Shapes: K centroids, D dims.
 
 import json
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -47,24 +47,13 @@ class CentroidState:
 
     def table(self) -> pa.Table:
         """The centroids in ``tables.centroid_schema``, the history in the schema metadata."""
-        num_centroids, dim = self.centroids_KD.shape
-        schema = centroid_schema(dim)
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(self.centroids_KD.numpy().reshape(-1)), type=schema.field("vector").type
-        )
-        ids = pa.array(np.arange(num_centroids, dtype=np.int32))
         history = {"num_rows": self.num_rows, "objective": self.objective, "splits": self.splits}
-        return pa.Table.from_arrays(
-            [ids, pa.array(self.counts_K.numpy()), vectors],
-            schema=schema.with_metadata({_METADATA_KEY: canonical_json(history).encode()}),
-        )
+        schema = centroid_schema(self.centroids_KD.shape[1])
+        return cluster_table(schema, self.counts_K, self.centroids_KD, {_METADATA_KEY: history})
 
     def to_arrow_bytes(self) -> bytes:
         """Uncompressed Arrow IPC file of ``table``; equal states give equal bytes."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self.table().schema) as writer:
-            writer.write_table(self.table())
-        return bytes(sink.getvalue())
+        return arrow_bytes(self.table())
 
     @classmethod
     def from_arrow_bytes(cls, data: bytes) -> Self:
@@ -72,11 +61,9 @@ class CentroidState:
         try:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all().combine_chunks()
             history = json.loads(table.schema.metadata[_METADATA_KEY])
-            dim = table.schema.field("vector").type.list_size
-            vectors = table.column("vector").chunk(0).flatten().to_numpy().reshape(-1, dim)
             return cls(
                 num_rows=history["num_rows"],
-                centroids_KD=torch.from_numpy(vectors.copy()),
+                centroids_KD=cluster_vectors(table),
                 counts_K=torch.from_numpy(table.column("count").to_numpy().copy()),
                 objective=tuple(history["objective"]),
                 splits=tuple(history["splits"]),
@@ -86,3 +73,27 @@ class CentroidState:
                 f"a centroid file of {len(data)} bytes cannot be read ({error}); expected an Arrow file of `cluster`: "
                 "delete it and run again, only its iteration is redone"
             ) from error
+
+
+def cluster_table(
+    schema: pa.Schema, counts_K: Tensor, vectors_KD: Tensor, metadata: dict[bytes, dict[str, Any]]
+) -> pa.Table:
+    """Columns id, count, vector in this schema, with the metadata as canonical JSON."""
+    ids = pa.array(np.arange(len(counts_K), dtype=np.int32))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_KD.numpy().reshape(-1)), type=schema.types[2])
+    encoded = {key: canonical_json(value).encode() for key, value in metadata.items()}
+    return pa.Table.from_arrays([ids, pa.array(counts_K.numpy()), vectors], schema=schema.with_metadata(encoded))
+
+
+def cluster_vectors(table: pa.Table) -> Tensor:
+    """The vectors [K, D] of a table that ``cluster_table`` made, copied."""
+    dim = table.schema.field("vector").type.list_size
+    return torch.from_numpy(table.column("vector").chunk(0).flatten().to_numpy().reshape(-1, dim).copy())
+
+
+def arrow_bytes(table: pa.Table) -> bytes:
+    """Uncompressed Arrow IPC file of the table; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())

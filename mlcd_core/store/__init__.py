@@ -3,7 +3,7 @@
 from mlcd_core.store.chain import Chain
 from mlcd_core.store.files import FileInfo, Files, LocalFiles
 from mlcd_core.store.folder import StageFolder, StagePlan, UnitTask
-from mlcd_core.store.records import Manifest, Part, Receipt, content_digest, read_part
+from mlcd_core.store.records import Manifest, Part, Receipt, content_digest, map_part, read_part
 
 __all__ = [
     "Chain",
@@ -17,5 +17,6 @@ __all__ = [
     "StagePlan",
     "UnitTask",
     "content_digest",
+    "map_part",
     "read_part",
 ]

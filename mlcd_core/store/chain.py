@@ -1,4 +1,4 @@
-"""A stage that advances in links: cluster (one per iteration) and train (one per checkpoint).
+"""A stage that advances in links: cluster (iterations, and what one has summed so far) and train (checkpoints).
 
 Each link is a unit with a number; the newest valid one of the same input and attempt is where work resumes. The end
 state is always a link, and the manifest names only that. Data of links older than the newest two is dropped; their
@@ -6,12 +6,11 @@ receipts stay as the record of what happened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from mlcd_core.identity import fingerprint
 from mlcd_core.store.folder import StageFolder, UnitTask
-from mlcd_core.store.records import Part, Receipt, read_part
+from mlcd_core.store.records import Part, Receipt, decode_receipt, read_part
 
 KEPT_LINKS = 2
 
@@ -24,12 +23,12 @@ class Chain:
         self.input = fingerprint(dict(inputs))
         self.attempt = attempt
         self.last_number = last_number
+        self._read: dict[str, Receipt | None] = {}  # path of a receipt -> the link of this chain, if it is one
 
     def newest(self) -> Receipt | None:
         """The link with the highest number whose parts are all there, or None: start from the beginning."""
-        sizes = {info.path: info.bytes for info in self.folder.files.list(self.folder.prefix)}
-        for number in reversed(self._present(sizes)):
-            link = self._link(number)
+        sizes = self._sizes()
+        for link in reversed(self._links(sizes)):
             if all(sizes.get(part.path) == part.bytes for part in link.parts):
                 return link
         return None
@@ -43,7 +42,8 @@ class Chain:
     def append(self, number: int, parts: Sequence[Part], state: Mapping[str, Any]) -> Receipt:
         """Commit link ``number`` and drop the data of links older than the newest two.
 
-        Returns the link that stands: another writer's, if it was first; the caller goes on from that one.
+        A part may be one that an older link names too. Returns the link that stands: another writer's, if it was first;
+        the caller goes on from that one.
         """
         assert 0 <= number <= self.last_number, f"link {number} of a chain that ends at {self.last_number}"
         link = self.folder.commit(UnitTask(number, self._unit(number), self.attempt), parts, number=number, state=state)
@@ -57,25 +57,31 @@ class Chain:
     def _unit(self, number: int) -> str:
         return fingerprint([self.input, number])
 
-    def _link(self, number: int) -> Receipt:
-        link = self.folder.read_receipt(self._unit(number), self.attempt)
-        assert link is not None, f"link {number} was listed and is gone"
-        return link
+    def _sizes(self) -> dict[str, int]:
+        return {info.path: info.bytes for info in self.folder.files.list(self.folder.prefix)}
 
-    @cached_property
-    def _number_of(self) -> dict[str, int]:
-        """Receipt path -> number of every link there can be; a name is a hash, so it is found by making it."""
-        numbers = range(self.last_number + 1)
-        return {self.folder.receipt_path(self._unit(number), self.attempt): number for number in numbers}
+    def _links(self, paths: Iterable[str]) -> list[Receipt]:
+        """The links of this chain whose receipts are among these paths, by number.
 
-    def _present(self, paths: Iterable[str]) -> list[int]:
-        """The numbers of the links among these paths, ascending."""
-        return sorted(self._number_of[path] for path in paths if path in self._number_of)
+        A name is a hash of the number, and there can be more numbers than anyone would try: the receipts are read.
+        """
+        folder, ending = f"{self.folder.prefix}/units/", f"-{self.attempt:04d}.json"
+        found = [self._link(path) for path in paths if path.startswith(folder) and path.endswith(ending)]
+        return sorted((link for link in found if link is not None), key=lambda link: link.number)
+
+    def _link(self, path: str) -> Receipt | None:
+        if path not in self._read:
+            data = self.folder.files.read(path)
+            assert data is not None, f"{path} was listed and is gone"
+            receipt = decode_receipt(data, self.folder.files.uri(path))
+            self._read[path] = receipt if receipt.unit == self._unit(receipt.number) else None
+        return self._read[path]
 
     def _drop_old_data(self) -> None:
-        links = self._present(info.path for info in self.folder.files.list(f"{self.folder.prefix}/units"))
-        kept = {part.path for number in links[-KEPT_LINKS:] for part in self._link(number).parts}
-        for number in links[-KEPT_LINKS - 1 : -KEPT_LINKS]:
-            for part in self._link(number).parts:
-                if part.path not in kept:
+        sizes = self._sizes()
+        links = self._links(sizes)
+        kept = {part.path for link in links[-KEPT_LINKS:] for part in link.parts}
+        for link in links[:-KEPT_LINKS]:
+            for part in link.parts:
+                if part.path in sizes and part.path not in kept:
                     self.folder.files.delete(part.path)

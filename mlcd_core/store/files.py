@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mlcd_core.errors import StoreError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _TEMPORARY = ".tmp-"
 
@@ -31,6 +34,9 @@ class Files(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """The object's bytes, or None when it does not exist."""
+
+    def map(self, path: str) -> "pa.Buffer | None":
+        """The object's bytes as read-only mapped memory, or None when it does not exist. Objects never change."""
 
     def put(self, path: str, data: bytes) -> None:
         """Make the object appear with exactly these bytes, replacing one of that name."""
@@ -64,6 +70,15 @@ class LocalFiles:
             except FileNotFoundError:
                 return None
 
+    def map(self, path: str) -> "pa.Buffer | None":
+        import pyarrow as pa
+
+        with self._explained("read", path):
+            try:
+                return pa.memory_map(str(self.root / path)).read_buffer()
+            except FileNotFoundError:
+                return None
+
     def put(self, path: str, data: bytes) -> None:
         with self._explained("write", path), self._written(path, data) as temporary:
             os.replace(temporary, self.root / path)
@@ -78,11 +93,7 @@ class LocalFiles:
 
     def list(self, prefix: str) -> list[FileInfo]:
         with self._explained("list", prefix):
-            found = [
-                FileInfo(file.relative_to(self.root).as_posix(), file.stat().st_size)
-                for file in (self.root / prefix).rglob("*")
-                if file.is_file() and not file.name.startswith(_TEMPORARY)
-            ]
+            found = list(_files_below(self.root / prefix, prefix))
             return sorted(found, key=lambda info: info.path)
 
     def delete(self, path: str) -> None:
@@ -127,6 +138,21 @@ class LocalFiles:
                 f"cannot {verb} {self.root / path}: {error.strerror or error}; "
                 "check that the folder exists, is writable and has free space, or choose another with --root"
             ) from error
+
+
+def _files_below(folder: Path, prefix: str) -> Iterator[FileInfo]:
+    """By scandir: pathlib takes 2.5 s for 80,000 files."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_below(Path(entry.path), name)
+            elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+                yield FileInfo(name, entry.stat().st_size)
 
 
 def _is_alive(pid: int) -> bool:

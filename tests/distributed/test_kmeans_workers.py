@@ -1,5 +1,7 @@
 """k-means over gloo ranks: any number of ranks, with any split of the rows, gives the bits of one process."""
 
+import itertools
+import random
 import threading
 from functools import partial
 
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from mlcd_core.errors import ConfigError, DataError, TooFewRowsError
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, fit
+from mlcd_core.errors import ConfigError, DataError, TooFewRowsError, WorkerLostError
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, fit
+from mlcd_core.kmeans.points import Points
 from tests.distributed.harness import RankFailedError, run_ranks
 from tests.unit.kmeans import oracle
 
@@ -99,6 +102,94 @@ def test_run_that_lost_a_rank_goes_on_with_another_number_of_ranks(tmp_path):
     expected = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
     for data in run_ranks(partial(resume_newest, tmp_path), 3, tmp_path):
         assert bytes(data) == expected
+
+
+def fixed_blocks(rank, world_size):
+    """Every world-th of 14 blocks: which blocks there are does not depend on the number of ranks."""
+    every = ArrayPoints(ROWS_ND, block_rows=30)
+    return Points(every.blocks[rank::world_size], every.dim)
+
+
+def fit_with_partials(rank, world_size, group, resume=None, partial=None):
+    """The end state, and on the first rank all (state, partial) that were saved; each rank's clock is its own."""
+    saved, clock = [], itertools.count(step=rank + 1)
+    clustering = fit(
+        fixed_blocks(rank, world_size),
+        SPEC,
+        group=group,
+        resume=resume,
+        partial=partial,
+        on_partial=lambda state, partial: saved.append((state.to_arrow_bytes(), partial.to_arrow_bytes())),
+        save_seconds=3,
+        clock=clock.__next__,
+    )
+    return clustering.state.to_arrow_bytes(), saved
+
+
+def stop_and_go_on_in_other_worlds(seed, group):
+    """World after world goes on from a random partial of the one before, as if that had been killed there."""
+    rank, draw, results, begun = dist.get_rank(group), random.Random(seed), {}, [None]
+    for world_size in (1, 3, 2, 4, 1, 4, 3):
+        world = dist.new_group(list(range(world_size)))
+        dist.broadcast_object_list(begun, src=0, group=group)
+        if rank < world_size:
+            state, partial = (None, None) if begun[0] is None else begun[0]
+            data, saved = fit_with_partials(
+                rank,
+                world_size,
+                world,
+                resume=CentroidState.from_arrow_bytes(state) if state else None,
+                # the first rank alone has the sums
+                partial=PartialSums.from_arrow_bytes(partial) if partial and rank == 0 else None,
+            )
+            results[f"{len(results)}: {world_size}"] = list(data)
+            begun = [draw.choice(saved[: len(saved) // 2 + 1])] if saved else begun
+    return results
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_iterations_stopped_anywhere_go_on_with_any_number_of_ranks(tmp_path, seed):
+    expected = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
+    for rank, results in enumerate(run_ranks(partial(stop_and_go_on_in_other_worlds, seed), 4, tmp_path)):
+        assert len(results) == [7, 5, 4, 2][rank]
+        for name, data in results.items():
+            assert bytes(data) == expected, (rank, name)
+
+
+def saves_without_block_numbers(group):
+    rank = dist.get_rank(group)
+    return error_text(lambda: fit(shard(rank, 2), SPEC, group=group, on_partial=lambda state, partial: None))
+
+
+def test_saving_sums_asks_for_blocks_that_differ_between_ranks(tmp_path):
+    for text in run_ranks(saves_without_block_numbers, 2, tmp_path):
+        assert text.startswith("ConfigError: block 0 belongs to more than one rank")
+
+
+def leave_in_the_second_iteration(group):
+    """Rank 1 leaves its group before a block; the other two, which wait for it, are told by their collectives."""
+    rank, blocks = dist.get_rank(group), itertools.count()
+    world = dist.new_group([0, 1, 2])
+
+    def before_block():
+        if rank == 1 and next(blocks) == 7:
+            raise InterruptedError
+
+    try:
+        fit(fixed_blocks(rank, 3), SPEC, group=world, before_block=before_block)
+    except (WorkerLostError, InterruptedError) as error:
+        answer = type(error).__name__
+    dist.destroy_process_group(world)
+    del world  # the last reference closes the sockets, which tells the others
+    again = fit(fixed_blocks(rank, 3), SPEC, group=group).state.to_arrow_bytes()
+    return [answer, list(again)]
+
+
+def test_ranks_that_lost_one_say_so_and_can_form_a_new_group(tmp_path):
+    expected = fit(ArrayPoints(ROWS_ND), SPEC).state.to_arrow_bytes()
+    answers = run_ranks(leave_in_the_second_iteration, 3, tmp_path)
+    assert [answer for answer, _ in answers] == ["WorkerLostError", "InterruptedError", "WorkerLostError"]
+    assert all(bytes(data) == expected for _, data in answers)
 
 
 def errors_of_two_ranks(group):

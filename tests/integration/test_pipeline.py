@@ -28,6 +28,11 @@ REPO = Path(__file__).parents[2]
 STAGES = ["embed", "cluster", "label", "train", "evaluate"]
 
 
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
 class World:
     """One data folder and one root, and the command that runs on them."""
 
@@ -95,10 +100,6 @@ def test_every_input_row_has_one_row_in_order_in_embeddings_and_labels(world: Wo
 
 
 def test_labels_are_the_nearest_centroids_of_the_stored_embeddings(world: World) -> None:
-    def matrix(column: pa.ChunkedArray) -> np.ndarray:
-        column = column.combine_chunks()
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
     run = mlcd_core.open_run(world.root)
     cosines_NK = matrix(run.embeddings()["embedding"]).astype(np.float64) @ matrix(run.centroids()["vector"]).T
     best_NL = np.argsort(-cosines_NK, axis=1, kind="stable")[:, :6]
@@ -155,6 +156,30 @@ def test_one_shard_more_embeds_one_shard(world: World) -> None:
     units = {stage["stage"]: stage["units_run"] for stage in done.summary["stages"]}
     assert (units["embed"], units["label"]) == (1, 5)  # new centroids label every part again
     assert len(mlcd_core.open_run(world.root).embeddings()) == 200
+
+
+def test_new_shards_get_labels_of_pinned_centroids(world: World, tmp_path: Path, mlcd: Mlcd) -> None:
+    write_scenes(tmp_path, "train", shards=6)
+    old = mlcd_core.open_run(world.root)
+    files = world.listing()
+    settings = [*tiny_settings(cluster__num_centroids=50), "--name", "grown", "--pin", "cluster=default"]
+    done = mlcd("run", "--root", str(world.root), "--data", str(tmp_path), *settings, "--until", "label", "--json")
+    assert done.code == 0, done.stderr
+    assert "WARNING" in done.stderr
+    assert "ignored: cluster.iterations, cluster.num_centroids, cluster.tolerance" in done.stderr
+    stages = {stage["stage"]: stage for stage in done.summary["stages"]}
+    assert {name: stages[name]["units_run"] for name in STAGES[:3]} == {"embed": 1, "cluster": 0, "label": 1}
+    assert (stages["cluster"]["result"], stages["cluster"]["manifest_digest"]) == (
+        "cached",
+        old.manifest("cluster").digest,
+    )
+    grown = mlcd_core.open_run(world.root, "grown")
+    assert grown.labels()[:200] == old.labels()
+    assert grown.manifest("label").parts[:5] == old.manifest("label").parts
+    cosines_NK = matrix(grown.embeddings()["embedding"]).astype(np.float64) @ matrix(old.centroids()["vector"]).T
+    best_NL = np.argsort(-cosines_NK, axis=1, kind="stable")[:, :6]
+    np.testing.assert_array_equal(matrix(grown.labels()["labels"]), best_NL)
+    assert files.items() <= world.listing().items()
 
 
 def test_lost_and_damaged_parts_are_made_again_and_nothing_else(world: World) -> None:

@@ -1,5 +1,6 @@
 """The command line: bad use is one clear line, an exit code and nothing written; never a traceback."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +26,9 @@ def shard(path: Path, **columns: list[object]) -> Path:
     [
         (["--data", "demo", "--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
         (["--data", "demo", "--set", "train.epochs"], 2, "write --set train.epochs=VALUE"),
+        (["--data", "demo", "--pin", "cluster"], 2, "write --pin cluster=VALUE"),
+        (["--data", "good.parquet", "--pin", "label=default"], 2, "expected cluster=RUN_OR_DIGEST"),
+        (["--data", "good.parquet", "--pin", "cluster=gone"], 2, "names no committed cluster"),
         (["--data", "demo", "--preset", "labtop"], 2, "did you mean laptop?"),
         (["--data", "demo", "--only", "trian"], 2, "did you mean train?"),
         (["--data", "demo", "--only", "train", "--until", "train"], 2, "leave out from_stage and until"),
@@ -90,3 +94,40 @@ def test_unwritable_root_is_said_before_anything_runs(tmp_path: Path, capsys: py
     (tmp_path / "file").write_text("in the way")
     assert run("demo", "--root", str(tmp_path / "file" / "root")) == 1
     assert "choose another with --root" in capsys.readouterr().err
+
+
+def test_paper_plan_needs_no_data_and_prints_the_same_numbers_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "--preset", "paper") == 0
+    text = capsys.readouterr().out
+    assert run("plan", "--preset", "paper", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["stages"] == []
+    estimate = plan["estimate"]
+    assert (estimate["num_rows"], estimate["dim"], estimate["num_centroids"]) == (389_737_314, 768, 1_000_000)
+    assert estimate["iteration_flop"] == 2 * 389_737_314 * 768 * 1_000_000
+    for said in ("389,737,314 rows of 768 dims", "5.99e+17 an iteration", "rows 599 GB", "centroids 3.07 GB"):
+        assert said in text
+    for device in estimate["devices"]:
+        assert f"{device['count']} x {device['kind']}" in text
+
+
+def test_plan_estimates_for_the_rows_of_the_data_or_those_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(shard(tmp_path / "good.parquet", jpg=[b"1"] * 90))
+    where = ["--data", data, "--root", str(tmp_path / "root"), "--json", "--set", "cluster.num_centroids=null"]
+    assert run("plan", *where) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["plan"] for stage in plan["stages"]] == ["miss", "waits", "waits", "waits", "waits"]
+    assert (plan["estimate"]["num_rows"], plan["estimate"]["num_centroids"]) == (90, 3)
+    assert run("plan", *where, "--rows", "6000") == 0
+    estimate = json.loads(capsys.readouterr().out)["estimate"]
+    assert (estimate["num_rows"], estimate["num_centroids"]) == (6000, 200)
+
+
+@pytest.mark.parametrize(("words", "said"), [([], "give --data, or --rows"), (["--rows", "0"], "rows is 0")])
+def test_plan_without_anything_to_plan_for_says_so(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", *words) == 2
+    assert said in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlcd_core.dataset import ShardReader, data_digest, find_shards
-from mlcd_core.errors import DataError, LabelDataError
+from mlcd_core.digest_memo import DigestMemo
+from mlcd_core.errors import DataError, LabelDataError, StoreError
 
 
 def write(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Path:
@@ -54,6 +55,22 @@ def test_digest_is_remembered_outside_the_data(tmp_path: Path, memo: Path) -> No
 
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert find_shards(str(path), memo=memo) == (first,)  # same path, size and time: not read again
+
+
+def test_digests_got_before_a_bad_shard_are_remembered(tmp_path: Path, memo: Path) -> None:
+    path = write(tmp_path / "a.parquet", ROWS)
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        find_shards(str(tmp_path), memo=memo)
+    with DigestMemo(memo) as digests:
+        assert digests.get(str(path), path.stat()) is not None
+
+
+def test_memo_that_cannot_be_used_is_named(tmp_path: Path, memo: Path) -> None:
+    memo.parent.mkdir()
+    memo.write_bytes(b"this is not a database, it is a text of some length " * 40)
+    with pytest.raises(StoreError, match=r"digests\.sqlite cannot be used.*XDG_CACHE_HOME"):
+        find_shards(str(write(tmp_path / "a.parquet", ROWS)), memo=memo)
 
 
 @pytest.mark.parametrize(

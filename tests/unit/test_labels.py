@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.errors import ConfigError, DataError
-from mlcd_core.labels import label_table, labels_to_parquet_bytes, usable_points
-from mlcd_core.tables import RowStatus, embedding_schema, label_schema
+from mlcd_core.labels import label_table, labels_to_parquet_bytes
+from mlcd_core.tables import embedding_schema, label_schema
 from tests.unit.kmeans import oracle
 
 
@@ -57,25 +57,16 @@ def test_slices_and_chunks_give_the_labels_of_their_rows():
     assert label_table(chunked, centroids_KD, num_labels=3).equals(expected)
 
 
-def test_usable_points_are_the_stored_rows_with_global_ids():
-    points_ND = unit_rows(20)
-    table = embedding_table(points_ND, [RowStatus.OK] * 18 + [RowStatus.TRUNCATED, RowStatus.OK])
-    points = usable_points(table, offset=1000)
-    assert points.row_ids_N.tolist() == [*range(1000, 1018), 1019]
-    assert np.array_equal(points.points_ND.numpy(), np.delete(points_ND, 18, axis=0))
-
-
-def test_tables_whose_rows_are_all_usable_are_read_without_a_copy():
-    table = embedding_table(unit_rows(20))
-    address = table.column("embedding").chunk(0).flatten().buffers()[1].address
-    assert usable_points(table).points_ND.data_ptr() == address
-
-
 def test_stored_row_that_is_not_unit_is_named():
     points_ND = unit_rows(20)
     points_ND[4] *= np.float16(1.5)
-    with pytest.raises(DataError, match="row 104 "):
-        usable_points(embedding_table(points_ND), offset=100)
+    with pytest.raises(DataError, match="row 4 "):
+        label_table(embedding_table(points_ND), grid_centroids(4), num_labels=2)
+
+
+def test_centroids_of_other_embeddings_are_an_error():
+    with pytest.raises(DataError, match=r"embeddings have 6 dims, centroids 7"):
+        label_table(embedding_table(unit_rows(5)), grid_centroids(4, dim=7), num_labels=2)
 
 
 def test_more_labels_than_centroids_are_an_error_with_the_fix():

@@ -56,10 +56,11 @@ def lloyd(points_ND, start_KD, iterations):
     """(centroids, objective per iteration, counts of the last assignment, splits per iteration), all iterations run."""
     centroids_KD, objective, splits = start_KD, [], []
     for _ in range(iterations):
-        ids_N1, cosines_N1 = top_labels(points_ND, centroids_KD, 1)
-        # round half to even, as IEEE 754 rounds
-        cosine_steps = sum(round(cosine * 2**30) for cosine in cosines_N1[:, 0].tolist())
-        objective.append(1 - cosine_steps / (len(points_ND) * 2**30))
+        ids_N1, _ = top_labels(points_ND, centroids_KD, 1)
+        # Python's integers and their quotient: nothing is rounded before the end
+        dots = scores_in_steps(points_ND, centroids_KD)
+        total = sum(int(row[k]) for row, k in zip(dots, ids_N1[:, 0], strict=True))
+        objective.append(1 - total / (len(points_ND) * STEPS**2))
         counts_K = np.bincount(ids_N1[:, 0], minlength=len(centroids_KD))
         directions_KD = np.zeros(centroids_KD.shape)
         for cluster in range(len(centroids_KD)):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.kmeans import ArrayPoints, ClusterSpec
+from mlcd_core.kmeans.points import Block, Points
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
 from tests.unit.kmeans import oracle
@@ -14,19 +15,44 @@ ALONE = Ranks(None)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**40), st.integers(1, 80), st.integers(1, 200), st.integers(1, 200))
-def test_start_is_the_first_distinct_rows_in_hash_order(seed, num_centroids, num_distinct, num_rows):
+@given(st.integers(0, 2**40), st.integers(1, 80), st.integers(1, 200), st.integers(1, 200), st.integers(1, 200))
+def test_start_is_the_first_distinct_rows_in_hash_order(seed, num_centroids, num_distinct, num_rows, block_rows):
     random = np.random.default_rng(seed)
     distinct_ND = oracle.normalised_rows(random.standard_normal((num_distinct, 4)))
     points_ND = distinct_ND[random.integers(0, num_distinct, num_rows)]
     row_ids = random.permutation(10 * num_rows)[:num_rows]
-    points = ArrayPoints(points_ND, row_ids=row_ids)
+    points = ArrayPoints(points_ND, row_ids=row_ids, block_rows=block_rows)
     expected_KD = oracle.hash_ranked_start(points_ND, row_ids.tolist(), num_centroids, seed)
     if len(expected_KD) < num_centroids:
         with pytest.raises(TooFewRowsError, match=f"only {len(expected_KD)} are distinct"):
             first_distinct_rows(points, num_centroids, seed, ALONE)
     else:
         assert np.array_equal(first_distinct_rows(points, num_centroids, seed, ALONE).numpy(), expected_KD)
+
+
+@pytest.mark.parametrize("num_distinct", [40, 20_000])
+def test_start_of_many_more_rows_than_are_kept_is_the_first_in_hash_order(num_distinct):
+    random = np.random.default_rng(0)
+    distinct_ND = oracle.normalised_rows(random.standard_normal((num_distinct, 3)))
+    points_ND = distinct_ND[random.integers(0, num_distinct, 20_000)]
+    points = ArrayPoints(points_ND, block_rows=3000)
+    expected_KD = oracle.hash_ranked_start(points_ND, range(20_000), 30, seed=5)
+    assert np.array_equal(first_distinct_rows(points, 30, 5, ALONE).numpy(), expected_KD)
+
+
+def test_blocks_without_a_row_that_comes_first_are_not_read():
+    points = ArrayPoints(oracle.blobs(40_000, 2, 5, seed=0), block_rows=200)
+    read = []
+
+    class Watched(Block):
+        def tiles(self, tile_rows):
+            read.append(self.number)
+            return super().tiles(tile_rows)
+
+    watched = Points([Watched.of(block.number, block.pieces) for block in points.blocks], points.dim)
+    assert torch.equal(first_distinct_rows(watched, 1, 0, ALONE), first_distinct_rows(points, 1, 0, ALONE))
+    assert read[0] == 0
+    assert len(read) < 200
 
 
 def test_zeros_of_either_sign_are_the_same_row():

@@ -12,8 +12,8 @@ from mlcd_core.store import Chain, LocalFiles, StageFolder
 INPUTS = {"embed": fingerprint("embed")}
 
 
-def chain(root: Path, attempt: int = 1, inputs: dict[str, str] = INPUTS) -> Chain:
-    return Chain(StageFolder(LocalFiles(root), ClusterSpec()), inputs, attempt, last_number=10)
+def chain(root: Path, attempt: int = 1, inputs: dict[str, str] = INPUTS, last_number: int = 10) -> Chain:
+    return Chain(StageFolder(LocalFiles(root), ClusterSpec()), inputs, attempt, last_number)
 
 
 def add(links: Chain, number: int) -> None:
@@ -47,6 +47,31 @@ def test_data_shared_with_a_newer_link_is_kept(tmp_path: Path) -> None:
     for number in range(4):
         links.append(number, [shared, links.put("own", ".bin", str(number).encode())], {})
     assert links.read(shared) == b"the same in every link"
+
+
+def test_data_that_an_older_link_left_behind_goes_with_the_next_link(tmp_path: Path) -> None:
+    links = chain(tmp_path)
+    for number in range(4):
+        add(links, number)
+    # a writer that was killed between its receipt and the clean-up
+    left = links.put("state", ".bin", b"state 0")
+    assert (tmp_path / left.path).exists()
+    add(links, 4)
+    assert not (tmp_path / left.path).exists()
+
+
+def test_receipts_are_found_whatever_their_numbers_and_read_once(tmp_path: Path) -> None:
+    links = chain(tmp_path, last_number=10**15)
+    for number in (3, 7 * 10**14):
+        add(links, number)
+    assert links.newest() is not None
+    for receipt in (tmp_path / links.folder.prefix / "units").iterdir():
+        receipt.write_bytes(b"not a receipt")
+    newest = links.newest()
+    assert newest is not None
+    assert newest.number == 7 * 10**14
+    with pytest.raises(CorruptRecordError):
+        chain(tmp_path).newest()
 
 
 def test_link_with_lost_data_is_passed_over(tmp_path: Path) -> None:

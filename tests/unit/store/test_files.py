@@ -21,6 +21,20 @@ def test_absent_is_none_and_unreadable_is_an_error(tmp_path: Path) -> None:
         files.read("folder")
 
 
+def test_mapped_object_is_its_bytes_and_absent_is_none(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    assert files.map("a/b") is None
+    files.put("a/b", b"content")
+    mapped = files.map("a/b")
+    assert mapped.to_pybytes() == b"content"
+    assert not mapped.is_mutable
+    files.delete("a/b")
+    assert mapped.to_pybytes() == b"content"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="cannot read"):
+        files.map("folder")
+
+
 def test_put_replaces_and_create_does_not(tmp_path: Path) -> None:
     files = LocalFiles(tmp_path)
     files.put("x/data", b"one")

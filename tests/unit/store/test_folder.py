@@ -154,3 +154,32 @@ def test_another_spec_has_another_folder_and_a_foreign_spec_file_is_refused(tmp_
     (tmp_path / stage.prefix / "spec.json").write_bytes(b"{}")
     with pytest.raises(CorruptRecordError, match=r"spec\.json"):
         stage.open()
+
+
+def test_growth_is_planned_from_the_manifest_without_reading_the_receipts_it_names(tmp_path: Path) -> None:
+    stage = folder(tmp_path)
+    finish(stage, UNITS[:3])
+    for receipt in (tmp_path / stage.prefix / "units").iterdir():
+        receipt.write_bytes(b"not read")
+    plan = stage.plan({"data": fingerprint("grown")}, UNITS)
+    assert [task.unit for task in plan.pending] == UNITS[3:]
+    with pytest.raises(CorruptRecordError):
+        stage.receipts(UNITS[:3])
+
+
+def test_sealed_unit_whose_receipt_is_gone_is_pending_for_another_input(tmp_path: Path) -> None:
+    stage = folder(tmp_path)
+    finish(stage, UNITS[:3])
+    (tmp_path / stage.receipt_path(UNITS[1], 1)).unlink()
+    plan = stage.plan({"data": fingerprint("grown")}, UNITS)
+    assert [task.unit for task in plan.pending] == [UNITS[1], UNITS[3]]
+
+
+def test_a_hit_reads_no_manifest_of_another_input(tmp_path: Path) -> None:
+    stage = folder(tmp_path)
+    finish(stage)
+    grown = {"data": fingerprint("grown")}
+    finish(stage, UNITS, grown)
+    [other] = (tmp_path / stage.prefix / "manifests").glob(f"{fingerprint(grown)[:12]}-*")
+    other.write_bytes(b"not read")
+    assert stage.plan(INPUTS, UNITS).state == "hit"

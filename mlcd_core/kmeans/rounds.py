@@ -1,0 +1,113 @@
+"""One assignment of all rows: the exact sum of each cluster's rows, taken in rounds whose ends can be saved.
+
+In a round every rank assigns and sums blocks until its time is over or it has none left. The rounds' sums are added up
+on the first rank, which may save them; an iteration that is over within the time is one round. Which rank took a block,
+and in which round, changes no bit (``exact``). Shapes: K centroids, D dims, B blocks or rows of a tile.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mlcd_core.kmeans.assign import TILE_ROWS, Assigner
+from mlcd_core.kmeans.partial import PartialSums, Tally
+from mlcd_core.kmeans.points import Block, Points
+from mlcd_core.kmeans.ranks import Ranks
+from mlcd_core.kmeans.state import CentroidState
+
+
+@dataclass
+class RowSummer:
+    """One rank's rows, and the cluster that each got last.
+
+    The first sum leaves out the blocks ``done_B`` (bool, by block number, known to all ranks), whose sums the first
+    rank has in ``begun``. A round ends after ``round_seconds`` by ``clock``, with at least one block; ``before_block``
+    is called before each, and what it raises ends the sum.
+    """
+
+    points: Points
+    ranks: Ranks
+    done_B: Tensor
+    begun: PartialSums | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tile_rows: int = TILE_ROWS
+    round_seconds: float = math.inf
+    clock: Callable[[], float] = time.monotonic
+    before_block: Callable[[], None] = lambda: None
+    labels: dict[int, Tensor] = field(default_factory=dict)
+
+    def sum(self, state: CentroidState, save: Callable[[PartialSums], None] | None = None) -> PartialSums | None:
+        """Assign all rows to the state's centroids; the sums, on the first rank only.
+
+        ``save`` is called there between two rounds.
+        """
+        assigner = Assigner(state.centroids_KD.to(self.device), num_labels=1)
+        pending = deque(block for block in self.points.blocks if not self.done_B[block.number])
+        # nobody else holds these sums: they are as big as memory allows
+        total, self.begun, self.done_B = self.begun, None, torch.zeros_like(self.done_B)
+        while True:
+            own = self._sum_round(pending, assigner, PartialSums.start(state, len(self.done_B), self.device))
+            num_left = int(self.ranks.sum(torch.tensor(len(pending))))
+            own = _sum_on_first(own, self.ranks)
+            if self.ranks.is_first:
+                total = own if total is None else _joined(total, own)
+            del own
+            if num_left == 0:
+                return total
+            if total is not None and save is not None:
+                save(total)
+
+    def _sum_round(self, pending: deque[Block], assigner: Assigner, own: PartialSums) -> PartialSums:
+        ends = self.clock() + self.round_seconds
+        tally = own.tally
+        while pending:
+            self.before_block()
+            block = pending.popleft()
+            tally += self._sum_block(block, assigner, own)
+            own.done_B[block.number] = True
+            if self.clock() >= ends:
+                break
+        return replace(own, tally=tally)
+
+    def _sum_block(self, block: Block, assigner: Assigner, own: PartialSums) -> Tally:
+        labels_N = torch.empty(block.num_rows, dtype=torch.int32, device=self.device)
+        num_exhaustive = 0
+        for rows, tile_BD in block.tiles(self.tile_rows):
+            rows_BD = tile_BD.to(self.device)
+            found = assigner.nearest(rows_BD)
+            labels_N[rows] = found.ids_NL[:, 0]
+            own.sums_KD.index_add_(0, labels_N[rows], rows_BD.double())
+            num_exhaustive += found.num_exhaustive
+        own.counts_K.add_(torch.bincount(labels_N, minlength=len(own.counts_K)))
+        before_N = self.labels.get(block.number)
+        self.labels[block.number] = labels_N
+        if before_N is None:
+            return Tally(block.num_rows, 0, block.num_rows, num_exhaustive)
+        return Tally(block.num_rows, int((labels_N != before_N).sum()), 0, num_exhaustive)
+
+
+def _sum_on_first(own: PartialSums, ranks: Ranks) -> PartialSums:
+    """The round's sums of all ranks on the first, in its memory; of no meaning on the others."""
+    return replace(
+        own,
+        done_B=ranks.sum_on_first(own.done_B.int()).bool(),
+        sums_KD=ranks.sum_on_first(own.sums_KD).cpu(),
+        counts_K=ranks.sum_on_first(own.counts_K).cpu(),
+        tally=Tally(*ranks.sum_on_first(torch.tensor(list(vars(own.tally).values()))).tolist()),
+    )
+
+
+def _joined(total: PartialSums, more: PartialSums) -> PartialSums:
+    # added to the new sums in place: those of ``total`` may still be in somebody's hands
+    return replace(
+        total,
+        done_B=total.done_B | more.done_B,
+        sums_KD=more.sums_KD.add_(total.sums_KD),
+        counts_K=more.counts_K + total.counts_K,
+        tally=total.tally + more.tally,
+    )

@@ -1,0 +1,183 @@
+"""One rank of a clustering, as a long-lived actor: it owns every world-th block of the rows and keeps them.
+
+When another rank dies, this one leaves the broken group with its rows in place and waits to be called again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlcd_core.cluster_memory import check_memory, gpu_available_bytes, worker_bytes
+from mlcd_core.embedded_points import block_ranges, mapped_points
+from mlcd_core.errors import WorkerLostError
+from mlcd_core.events import Report, Value
+from mlcd_core.runtimes import ClusterRuntime
+from mlcd_core.specs import ClusterSpec
+from mlcd_core.store import LocalFiles, Part, Receipt
+from tasks.cluster_links import LinkWriter, read_link
+from tasks.work import ChainAddress
+
+if TYPE_CHECKING:
+    from mlcd_core.kmeans.points import Points
+
+# a rank waits for the others for a round and for the first rank's save; only one that hangs takes longer
+GROUP_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """What all ranks of a clustering are told, small enough to send. ``device`` is where each computes."""
+
+    links: ChainAddress
+    parts: tuple[Part, ...]
+    runtime: ClusterRuntime
+    device: Literal["cpu", "cuda"]
+    num_centroids: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Left:
+    """A rank's answer when it left a group that lost another rank."""
+
+    reason: str
+
+
+class ClusterWorker:
+    """Rank ``rank`` of ``world``. Attempts are numbered; each is a group of its own."""
+
+    def __init__(self, job: RankJob, rank: int, world: int) -> None:
+        self._job = job
+        self._rank = rank
+        self._world = world
+        self._points: Points | None = None
+        self._left_attempt = 0
+
+    def load(self) -> int:
+        """Map this rank's rows, once; returns how many."""
+        if self._points is None:
+            job = self._job
+            points = mapped_points(LocalFiles(job.links.root), job.parts, rank=self._rank, world=self._world)
+            self._points = points if job.device == "cpu" else self._on_gpu(points)
+        return self._points.num_rows
+
+    def open_store(self) -> tuple[str, int]:
+        """Open a rendezvous on this node; returns its host and port."""
+        import ray
+        import torch.distributed as dist
+
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        return host, self._store.port
+
+    def fit(self, attempt: int, address: tuple[str, int], newest: Receipt | None) -> dict[str, Any] | Left:
+        """Run k-means with the other ranks from link ``newest`` on; rank 0 commits the links.
+
+        Returns the quality record, or Left when another rank was lost.
+        """
+        import torch
+        import torch.distributed as dist
+
+        torch.set_num_threads(self._job.runtime.threads)
+        try:
+            self._join_group(address)
+            return self._fit(attempt, newest)
+        except WorkerLostError as error:
+            answer = Left(str(error))
+        finally:
+            # closes the sockets, so that a rank that still waits for this one leaves too
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        return answer
+
+    def leave(self, attempt: int) -> None:
+        """Called beside ``fit``: leave the group of this attempt before the next block of rows."""
+        import torch.distributed as dist
+
+        self._left_attempt = attempt
+        if self._job.device == "cuda" and dist.is_initialized():
+            assert dist.group.WORLD is not None
+            dist.group.WORLD.abort()  # nccl waits for a dead rank as long as the timeout says, gloo does not
+
+    def _join_group(self, address: tuple[str, int]) -> None:
+        import torch.distributed as dist
+
+        backend = "gloo" if self._job.device == "cpu" else "cpu:gloo,cuda:nccl"
+        timeout = timedelta(seconds=GROUP_TIMEOUT_S + 2 * self._job.runtime.save_seconds)
+        try:
+            store = self._store if self._rank == 0 else dist.TCPStore(*address, is_master=False)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world, timeout=timeout)
+        except RuntimeError as error:
+            raise WorkerLostError(f"the k-means workers could not form a group ({error}); run again") from error
+
+    def _fit(self, attempt: int, newest: Receipt | None) -> dict[str, Any]:
+        import torch.distributed as dist
+
+        from mlcd_core.kmeans import fit
+        from mlcd_core.kmeans.identical import count_identical_rows
+        from mlcd_core.kmeans.quality import size_quality
+        from mlcd_core.kmeans.ranks import Ranks
+
+        job, is_first = self._job, self._rank == 0
+        assert isinstance(job.links.spec, ClusterSpec)
+        assert self._points is not None, "load comes first"
+        chain = job.links.open()
+        saved = read_link(chain, newest, with_sums=is_first)
+        num_blocks = len(block_ranges(job.parts))
+        writer = LinkWriter(chain, newest, num_blocks=num_blocks, save_every=job.runtime.save_every)
+
+        def report(event: str, values: Mapping[str, Value]) -> None:
+            writer.see(event, values)
+            if is_first:
+                job.report(event, values)
+
+        def before_block() -> None:
+            if self._left_attempt >= attempt:
+                raise WorkerLostError("told to leave: another k-means worker is lost")
+
+        clustering = fit(
+            self._points,
+            job.links.spec,
+            group=dist.group.WORLD,
+            resume=saved.state,
+            partial=saved.partial,
+            on_iteration=writer.end_iteration if is_first else None,
+            on_partial=writer.save_partial,
+            save_seconds=job.runtime.save_seconds,
+            before_block=before_block,
+            report=report,
+            tile_rows=job.runtime.tile_rows,
+            device=job.device,
+        )
+        if is_first:
+            writer.save_iteration(clustering.state)
+        identical = count_identical_rows(self._points, Ranks(dist.group.WORLD))
+        return {
+            "iterations": clustering.iterations,
+            "converged": clustering.converged,
+            "objective": list(clustering.objective),
+            "splits": list(clustering.splits),
+            **size_quality(clustering.counts_K),
+            "identical_rows": identical.identical,
+            "identical_of": identical.sampled,
+        }
+
+    def _on_gpu(self, points: "Points") -> "Points":
+        """The rows on this worker's GPU, as many as fit beside the rest. Raises ConfigError when that does not."""
+        import ray
+        import torch
+
+        gpu = int(ray.get_gpu_ids()[0])
+        torch.cuda.set_device(gpu)
+        free = gpu_available_bytes(gpu)
+        plan = worker_bytes(
+            rows=points.num_rows,
+            num_centroids=self._job.num_centroids,
+            dim=points.dim,
+            tile_rows=self._job.runtime.tile_rows,
+            device="cuda",
+        )
+        rest = replace(plan, items={name: size for name, size in plan.items.items() if name != "rows"})
+        check_memory(rest, free)
+        return points.to(torch.device("cuda", gpu), budget_bytes=free - rest.total)

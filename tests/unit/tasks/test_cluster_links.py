@@ -1,0 +1,122 @@
+"""Iterations and partial sums as links: numbers grow, the newest link alone is enough to go on."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlcd_core.kmeans import ArrayPoints, fit
+from mlcd_core.specs import ClusterSpec
+from mlcd_core.store import Chain, LocalFiles, StageFolder
+from tasks.cluster_actors import death_reason
+from tasks.cluster_links import LinkWriter, read_link, seen_iterations
+from tests.unit.kmeans import oracle
+
+SPEC = ClusterSpec(num_centroids=8, iterations=4, tolerance=0)
+POINTS = ArrayPoints(oracle.blobs(150, 6, 5, seed=0), block_rows=40)
+NUM_BLOCKS = 4
+
+
+def chain(root: Path) -> Chain:
+    return Chain(StageFolder(LocalFiles(root), SPEC), {"embed": "e" * 64}, 1, SPEC.iterations * NUM_BLOCKS)
+
+
+class StoppedError(Exception):
+    """The run was stopped here."""
+
+
+def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save_seconds: float = 0) -> bytes:
+    """Go on from the newest link, save each round, and stop before a block."""
+    links, blocks = chain(root), count()
+    newest = links.newest()
+    saved = read_link(links, newest, with_sums=True)
+    writer = LinkWriter(links, newest, num_blocks=NUM_BLOCKS, save_every=save_every)
+
+    def before_block() -> None:
+        if next(blocks) == stop_after_blocks:
+            raise StoppedError
+
+    clustering = fit(
+        POINTS,
+        SPEC,
+        resume=saved.state,
+        partial=saved.partial,
+        on_iteration=writer.end_iteration,
+        on_partial=writer.save_partial,
+        save_seconds=save_seconds,
+        before_block=before_block,
+        report=writer.see,
+    )
+    return clustering.state.to_arrow_bytes()
+
+
+def numbers(root: Path) -> list[int]:
+    links = chain(root)
+    return [link.number for link in links._links(info.path for info in links.folder.files.list(links.folder.prefix))]
+
+
+def test_each_round_and_each_iteration_is_a_link_and_numbers_grow(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert numbers(tmp_path) == list(range(1, 17))
+
+
+def test_a_run_stopped_after_every_block_ends_with_the_bits_of_the_undisturbed_one(tmp_path: Path) -> None:
+    for _ in range(15):
+        with pytest.raises(StoppedError):
+            run(tmp_path, stop_after_blocks=1, save_every=3)
+    assert run(tmp_path, stop_after_blocks=1, save_every=3) == fit(POINTS, SPEC).state.to_arrow_bytes()
+    # also the ends of iterations that need not be saved: what came after the partial link before would be lost
+    assert numbers(tmp_path) == list(range(1, 17))
+
+
+def test_ends_of_short_iterations_are_saved_as_often_as_asked(tmp_path: Path) -> None:
+    run(tmp_path, save_every=3, save_seconds=1000)
+    assert numbers(tmp_path) == [12]
+
+
+def test_centroids_of_an_iteration_are_kept_while_a_partial_link_needs_them(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run(tmp_path, stop_after_blocks=7)  # three blocks into the second iteration
+    links = chain(tmp_path)
+    newest = links.newest()
+    assert newest is not None
+    assert newest.number == 7
+    data = {path.name for path in (tmp_path / links.folder.prefix / "data").iterdir()}
+    # links 6 and 7: the centroids that both began from, and the sums of each
+    assert len(data) == 3
+    assert [part.path.rpartition("/")[2] in data for part in newest.parts] == [True, True]
+    others = read_link(links, newest, with_sums=False)
+    assert others.state is not None
+    assert (others.state.iteration, others.partial) == (1, None)
+
+
+def test_what_was_seen_of_iterations_is_carried_over_a_stop(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run(tmp_path, stop_after_blocks=10)
+    run(tmp_path)
+    newest = chain(tmp_path).newest()
+    assert newest is not None
+    seen = seen_iterations(newest)
+    assert list(seen) == [1, 2, 3, 4]
+    whole = fit(POINTS, SPEC)
+    shares: list[Any] = [one["changed_share"] for one in seen.values()]
+    assert shares == [None, whole.changed_shares[1], None, None]
+    assert [one["rows"] for one in seen.values()] == [150, 150, 150 - 80, 150]
+
+
+def test_a_stopped_run_without_partial_links_starts_its_iteration_again(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run(tmp_path, stop_after_blocks=10, save_seconds=1000)
+    assert numbers(tmp_path) == [4, 8]
+    assert run(tmp_path, save_seconds=1000) == fit(POINTS, SPEC).state.to_arrow_bytes()
+    assert numbers(tmp_path) == [4, 8, 12, 16]
+
+
+def test_a_death_for_memory_says_so() -> None:
+    died = (
+        "The actor died unexpectedly.\n\tclass_name: ClusterWorker\nWorker exit type: SYSTEM_ERROR Worker exit detail"
+    )
+    assert death_reason(died, killed_for_memory=False).startswith("Worker exit type: SYSTEM_ERROR")
+    for text, killed in ((died, True), (died.replace("SYSTEM_ERROR", "NODE_OUT_OF_MEMORY"), False)):
+        assert "memory ran out" in death_reason(text, killed_for_memory=killed)
