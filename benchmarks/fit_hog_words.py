@@ -43,17 +43,17 @@ def main() -> None:
     measure(hog_words.build_hog_words(weights, image_size=SCENE_SIZE, device="cpu"))
 
 
-def fit_codebook(images_BCHW: Tensor) -> hog_words.Codebook:
+def fit_codebook(images_BCHW: Tensor, *, num_words: int = NUM_WORDS, dim: int = DIM) -> hog_words.Codebook:
     generator = torch.Generator().manual_seed(FIT_SEED)
     chunks = torch.split(images_BCHW, hog_words.CHUNK_ROWS)
     windows_NW = torch.cat([drawn_windows(hog_words.window_descriptors(chunk), generator) for chunk in chunks])
     contrast = windows_NW.norm(dim=1).median()
     unit_NW = hog_words.normalised_windows(windows_NW, contrast=contrast)
-    words_KW = spherical_kmeans(unit_NW, NUM_WORDS, iterations=20, generator=generator)
+    words_KW = spherical_kmeans(unit_NW, num_words, iterations=20, generator=generator)
     matches_BK = torch.cat(
         [hog_words.word_matches(hog_words.window_descriptors(c), words_KW, contrast=contrast) for c in chunks]
     )
-    mean_K, whitening_KD = whitened_pca(matches_BK)
+    mean_K, whitening_KD = whitened_pca(matches_BK, dim)
     return hog_words.Codebook(words_KW=words_KW, contrast=contrast, mean_K=mean_K, whitening_KD=whitening_KD)
 
 
@@ -78,12 +78,12 @@ def nearest(points_ND: Tensor, centroids_KD: Tensor) -> Tensor:
     return torch.cat([(tile @ centroids_KD.T).argmax(dim=1) for tile in torch.split(points_ND, 4096)])
 
 
-def whitened_pca(rows_NK: Tensor) -> tuple[Tensor, Tensor]:
+def whitened_pca(rows_NK: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     mean_K = rows_NK.double().mean(dim=0)
     centered_NK = rows_NK.double() - mean_K
     variances, directions_KK = torch.linalg.eigh(centered_NK.T @ centered_NK / len(rows_NK))
     variances, directions_KK = variances.flip(0), directions_KK.flip(1)
-    whitening_KD = directions_KK[:, :DIM] / (variances[:DIM] + RIDGE * variances[0]).sqrt()
+    whitening_KD = directions_KK[:, :dim] / (variances[:dim] + RIDGE * variances[0]).sqrt()
     return mean_K.float(), whitening_KD.float().contiguous()
 
 

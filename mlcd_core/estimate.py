@@ -12,7 +12,9 @@ N rows, K centroids, D dims, L labels per row.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+from mlcd_core.cluster_memory import worker_bytes
 
 # LAION-400M as the paper got it (arXiv 2407.17331, table 11)
 PAPER_IMAGES = 389_737_314
@@ -37,6 +39,15 @@ class Device:
 
 
 @dataclass(frozen=True)
+class WorkerMemory:
+    """What one worker of ``workers`` holds, ``where``: without a GPU, or on its GPU."""
+
+    where: str
+    total_bytes: int
+    items: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The numbers of one clustering; ``*_flop`` are operations, ``*_bytes`` bytes."""
 
@@ -55,17 +66,23 @@ class Estimate:
     links_disk_bytes: int
     labels_disk_bytes: int
     workers: int
-    worker_memory: dict[str, Any]
+    worker_memory: tuple[WorkerMemory, ...]
     devices: tuple[Device, ...]
 
 
 def estimate_clustering(
-    *, num_rows: int, dim: int, num_centroids: int, iterations: int, num_labels: int, workers: int
+    *, num_rows: int, dim: int, num_centroids: int, iterations: int, num_labels: int, workers: int, tile_rows: int
 ) -> Estimate:
     """Estimate exact k-means and its labels. iterations: 0 when the centroids are pinned, so only labels are made."""
     iteration_flop = 2 * num_rows * num_centroids * dim
     total_flop = (iterations + 1) * iteration_flop
     centroids_bytes, sums_bytes = 4 * num_centroids * dim, 8 * num_centroids * dim
+    rows_of_worker = -(-num_rows // workers)
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    memory = [
+        worker_bytes(rows=rows_of_worker, num_centroids=num_centroids, dim=dim, tile_rows=tile_rows, device=device)
+        for device in devices
+    ]
     return Estimate(
         num_rows=num_rows,
         dim=dim,
@@ -85,7 +102,7 @@ def estimate_clustering(
         # row int64, key, int32 ids and float16 scores
         labels_disk_bytes=num_rows * (8 + KEY_BYTES + 6 * num_labels),
         workers=workers,
-        worker_memory={"items": {}, "total": 0},
+        worker_memory=tuple(WorkerMemory(plan.where, plan.total, plan.items) for plan in memory),
         devices=_devices(iteration_flop, total_flop),
     )
 

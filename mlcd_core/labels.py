@@ -13,23 +13,19 @@ import torch
 from torch import Tensor
 
 from mlcd_core.errors import DataError
-from mlcd_core.kmeans.assign import TILE_ROWS, Assigner, check_num_labels
-from mlcd_core.kmeans.centroids import centroids_on_grid
+from mlcd_core.kmeans.assign import TILE_ROWS, Assigner
 from mlcd_core.kmeans.exact import to_float16
-from mlcd_core.kmeans.points import Rows
 from mlcd_core.kmeans.table_blocks import table_points
 from mlcd_core.tables import RowStatus, label_schema
 
 
-def label_table(embeddings: pa.Table, centroids_KD: Rows, *, num_labels: int, tile_rows: int = TILE_ROWS) -> pa.Table:
-    """Top ``num_labels`` centroid ids and cosines (float64 dots rounded once to float16) of an embedding table.
+def label_table(embeddings: pa.Table, assigner: Assigner, *, tile_rows: int = TILE_ROWS) -> pa.Table:
+    """The assigner's top centroid ids and cosines (float64 dots rounded once to float16) of an embedding table.
 
-    The embeddings are read where they lie, a tile at a time. Raises ConfigError when there are fewer centroids than
-    labels, DataError for a usable row that is not a unit row and for centroids of other dims.
+    The embeddings are read where they lie, a tile at a time. Raises DataError for a usable row that is not a unit row
+    and for centroids of other dims.
     """
-    check_num_labels(num_labels, len(centroids_KD))
-    points = table_points(embeddings)
-    assigner = Assigner(centroids_on_grid(centroids_KD), num_labels=num_labels)
+    points, num_labels = table_points(embeddings), assigner.num_labels
     if assigner.centroids_KD.shape[1] != points.dim:
         raise DataError(
             f"embeddings have {points.dim} dims, centroids {assigner.centroids_KD.shape[1]}; expected equal dims: they "
@@ -39,9 +35,9 @@ def label_table(embeddings: pa.Table, centroids_KD: Rows, *, num_labels: int, ti
     labels_NL = torch.full((len(embeddings), num_labels), -1, dtype=torch.int32)
     scores_NL = torch.zeros((len(embeddings), num_labels), dtype=torch.float16)
     for rows, tile_BD in points.tiles(tile_rows):
-        found = assigner.nearest(tile_BD)
-        labels_NL[usable_U[rows]] = found.ids_NL
-        scores_NL[usable_U[rows]] = to_float16(found.cosines_NL)
+        found = assigner.nearest(tile_BD.to(assigner.centroids_KD.device))
+        labels_NL[usable_U[rows]] = found.ids_NL.cpu()
+        scores_NL[usable_U[rows]] = to_float16(found.cosines_NL.cpu())
     schema = label_schema(num_labels)
     columns = [
         embeddings.column("row"),

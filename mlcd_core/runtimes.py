@@ -39,10 +39,12 @@ class ClusterRuntime(Runtime):
 
 
 class LabelRuntime(Runtime):
-    """Rows scored at once."""
+    """Nothing here changes the result."""
 
     workers: int = Field(1, ge=1, description="Ray Data actors")
-    tile_rows: int = Field(4096, ge=1)
+    search: SearchName = Field(
+        "auto", description="how candidates are proposed; auto: int8 on CPUs with VNNI, else float32"
+    )
 
 
 class TrainRuntime(Runtime):

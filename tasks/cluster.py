@@ -12,7 +12,6 @@ from mlcd_core.embedded_points import block_ranges, embedding_dim
 from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
-from mlcd_core.store import Manifest
 from tasks.cluster_actors import run_workers
 from tasks.cluster_links import seen_iterations
 from tasks.cluster_worker import RankJob
@@ -32,7 +31,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
 
     def make(job: Job) -> Made:
         dim = embedding_dim(run.files, embed.parts)
-        _check_memory(runtime, embed, num_centroids, dim)
+        _check_memory(runtime, embed.usable, num_centroids, dim)
         job.session.start()
         device, links = _device(runtime), work.links(job)
         with forwarded_events(job.report) as report:
@@ -64,11 +63,11 @@ def _check_rows(spec: ClusterSpec, *, usable: int, data: str) -> None:
         )
 
 
-def _check_memory(runtime: ClusterRuntime, embed: Manifest, num_centroids: int, dim: int) -> None:
+def _check_memory(runtime: ClusterRuntime, usable: int, num_centroids: int, dim: int) -> None:
     """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
     if runtime.device != "cuda":
         plan = worker_bytes(
-            rows=embed.usable,
+            rows=usable,
             num_centroids=num_centroids,
             dim=dim,
             tile_rows=runtime.tile_rows,

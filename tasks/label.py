@@ -46,13 +46,13 @@ class UnitLabeler:
         import torch
 
         from mlcd_core.kmeans import CentroidState
+        from mlcd_core.kmeans.assign import Assigner
 
         torch.set_num_threads(runtime.threads)
-        self._spec = spec
-        self._runtime = runtime
         self._files = LocalFiles(root)
         self._folder = StageFolder(self._files, spec)
-        self._centroids_KD = CentroidState.from_arrow_bytes(read_part(self._files, centroids)).centroids_KD
+        state = CentroidState.from_arrow_bytes(read_part(self._files, centroids))
+        self._assigner = Assigner(state.centroids_KD, num_labels=spec.num_labels, search=runtime.search)
 
     def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
         """Commit the unit and return its rows."""
@@ -60,12 +60,7 @@ class UnitLabeler:
         from mlcd_core.labels import label_table, labels_to_parquet_bytes
 
         source = Part(**reads)
-        table = label_table(
-            read_ipc(map_part(self._files, source)),
-            self._centroids_KD,
-            num_labels=self._spec.num_labels,
-            tile_rows=self._runtime.tile_rows,
-        )
+        table = label_table(read_ipc(map_part(self._files, source)), self._assigner)
         part = self._folder.put(
             short(task.unit), ".parquet", labels_to_parquet_bytes(table), rows=table.num_rows, usable=source.usable
         )

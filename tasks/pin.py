@@ -14,7 +14,7 @@ from typing import Any
 
 from mlcd_core.config import environment_keys
 from mlcd_core.errors import ConfigError, CorruptRecordError
-from mlcd_core.identity import short
+from mlcd_core.identity import short, spec_record
 from mlcd_core.specs import StageName
 from mlcd_core.store import LocalFiles, Manifest
 from mlcd_core.store.records import decode_manifest
@@ -22,7 +22,7 @@ from tasks.embed import resolved_embed_spec
 from tasks.run import PINNABLE, Run
 from tasks.run_record import RunRecord
 
-# what a vector means; the other fields of an embed spec say how rows are read
+# what a vector means, with the version of the code; the other fields of an embed spec say how rows are read
 SPACE_FIELDS = ("embedder", "architecture", "weights_sha256", "image_size")
 DIGEST = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}")
 
@@ -113,23 +113,27 @@ def _check_whole(files: LocalFiles, manifest: Manifest, source: str) -> None:
 
 
 def _check_same_space(run: Run, manifest: Manifest, source: str) -> None:
-    """Refuse centroids of another embedder; the same weights at the same size also have the same dims."""
-    ours = resolved_embed_spec(run).model_dump(mode="json")
-    theirs = [_spec_json(run.files, m) for m in _manifests(run.files, "embed") if m.digest == manifest.inputs["embed"]]
+    """Refuse centroids of another embedder; the same code, weights and size also give the same dims."""
+    embed = manifest.inputs["embed"]
+    ours = _space(spec_record(resolved_embed_spec(run)))
+    theirs = [_space(_spec_json(run.files, m)) for m in _manifests(run.files, "embed") if m.digest == embed]
     if not theirs:
         raise ConfigError(
-            f"pin {manifest.stage}={source}: its embeddings {short(manifest.inputs['embed'])} are no longer under "
+            f"pin {manifest.stage}={source}: its embeddings {short(embed)} are no longer under "
             f"{run.files.root}, so nobody can tell which embedder they came from; expected their manifest in embed/"
         )
-    differing = [[field for field in SPACE_FIELDS if spec[field] != ours[field]] for spec in theirs]
-    if all(differing):
-        fields = differing[0]
-        got = ", ".join(f"embed.{field} {ours[field]!r}" for field in fields)
-        expected = ", ".join(f"{theirs[0][field]!r}" for field in fields)
+    if ours not in theirs:
+        differing = [field for field in ours if ours[field] != theirs[0][field]]
+        got = ", ".join(f"embed.{field} {ours[field]!r}" for field in differing)
+        expected = ", ".join(f"{theirs[0][field]!r}" for field in differing)
         raise ConfigError(
             f"pin {manifest.stage}={source}: its centroids were made from another embedder; this run has {got}, "
             f"expected {expected}: set them so, or cluster again without the pin"
         )
+
+
+def _space(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{field: record["spec"][field] for field in SPACE_FIELDS}, "stage_version": record["stage_version"]}
 
 
 def _spec_json(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
@@ -137,8 +141,8 @@ def _spec_json(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
     data = files.read(path)
     if data is None:
         raise CorruptRecordError(f"{files.uri(path)} is gone; run again with --only {manifest.stage}, it is made anew")
-    spec: dict[str, Any] = json.loads(data)["spec"]
-    return spec
+    record: dict[str, Any] = json.loads(data)
+    return record
 
 
 def _check_enough(run: Run, manifest: Manifest, source: str) -> None:

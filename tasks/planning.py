@@ -24,7 +24,7 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
     """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering costs.
 
     num_rows: rows to estimate for; those of the data when None. Without data nothing is looked up, and ``paper`` is
-    estimated for the paper's images. Raises ConfigError when there is neither data nor a number of rows.
+    estimated for the paper's images. Raises ConfigError when there is neither data nor a number of rows, or only a pin.
     """
     if num_rows is not None and num_rows < 1:
         raise ConfigError(f"rows is {num_rows}; expected the number of images, 1 or more")
@@ -33,6 +33,8 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
         pinned = resolve_pins(run)
         num_rows = num_rows or sum(shard.rows for shard in run.shards)
         return {"stages": plan_stages(run, pinned), "estimate": _estimate(run.config, num_rows, pinned.get("cluster"))}
+    if request.pin:
+        raise ConfigError("a pin is given without data, so nothing could be labelled; give --data")
     if num_rows is None:
         if request.preset != PAPER:
             raise ConfigError("there is neither data nor a number of rows; give --data, or --rows for an estimate")
@@ -53,6 +55,7 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
             iterations=0 if pinned else cluster.iterations,
             num_labels=config.label.num_labels,
             workers=cluster.workers,
+            tile_rows=cluster.tile_rows,
         )
     )
 

@@ -7,6 +7,8 @@ from mlcd_core.store import Manifest
 
 MEASURES = {"knn": "kNN", "linear_probe": "linear probe", "multilabel_map": "multi-label mAP"}
 
+SIZE_QUANTILES = ("min", "1 %", "25 %", "median", "75 %", "99 %", "max")
+
 
 def metrics_table(scores: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Header and rows: one row per embedder, one column per measure, a dash where a measure does not apply."""
@@ -20,7 +22,7 @@ def metrics_table(scores: Mapping[str, Mapping[str, float | None]]) -> tuple[lis
 def cluster_table(manifest: Manifest) -> list[tuple[str, str]]:
     """What there is to know of a clustering: sizes, copies, how many rows the fast search settled, and its speed."""
     metrics, notes = manifest.metrics, manifest.provenance
-    quantiles = metrics["size_quantiles"]
+    quantiles = {name: metrics["size_quantiles"][name] for name in SIZE_QUANTILES}
     identical, of = metrics["identical_rows"], metrics["identical_of"]
     certified = [share for share in metrics["certified_share"] if share is not None]
     return [

@@ -56,7 +56,8 @@ class Assigner:
     """Finds the exact top ``num_labels`` of rows among one set of centroids, which are prepared once.
 
     ``centroids_KD`` float32 unit rows on the grid; points must be on their device. ``search`` as in
-    ``runtimes.SearchName``; raises ConfigError when this machine or device cannot run it.
+    ``runtimes.SearchName``. Raises ConfigError when there are fewer centroids than labels, or when this machine or
+    device cannot run the search.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Assigner:
         search: SearchName = "auto",
         tile_centroids: int = TILE_CENTROIDS,
     ) -> None:
+        _check_num_labels(num_labels, len(centroids_KD))
         self.centroids_KD = centroids_KD
         self.num_labels = num_labels
         self._search_name = best_precision(centroids_KD.device) if search == "auto" else search
@@ -129,7 +131,6 @@ def nearest_centroids(
     """
     points = points_ND if isinstance(points_ND, Points) else ArrayPoints(points_ND)
     grid_KD = centroids_on_grid(centroids_KD)
-    check_num_labels(num_labels, len(grid_KD))
     if points.dim != grid_KD.shape[1]:
         raise DataError(f"points have {points.dim} dims, centroids {grid_KD.shape[1]}: they come from other embeddings")
     assigner = Assigner(grid_KD, num_labels=num_labels, search=search, tile_centroids=tile_centroids)
@@ -137,7 +138,7 @@ def nearest_centroids(
     return _joined(tiles, num_labels)
 
 
-def check_num_labels(num_labels: int, num_centroids: int) -> None:
+def _check_num_labels(num_labels: int, num_centroids: int) -> None:
     """Raise ConfigError unless 1 <= L <= K."""
     if not 1 <= num_labels <= num_centroids:
         raise ConfigError(

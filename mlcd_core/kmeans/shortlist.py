@@ -66,9 +66,9 @@ def best_of(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist, num_lab
         shortlist = _narrowed(rows_BD, centroids_KD, shortlist, num_labels)
     # float64 copies of the centroids that are asked for, and of no others
     asked_K = torch.zeros(len(centroids_KD), dtype=torch.bool, device=centroids_KD.device)
-    asked_K[shortlist.ids_P] = True
+    asked_K.index_fill_(0, shortlist.ids_P, True)
     position_K = asked_K.cumsum(0) - 1
-    asked = Shortlist(shortlist.offsets_B1, position_K[shortlist.ids_P], shortlist.ceiling_B)
+    asked = Shortlist(shortlist.offsets_B1, position_K.index_select(0, shortlist.ids_P), shortlist.ceiling_B)
     cosines_P = pair_dots(rows_BD.double(), centroids_KD[asked_K].double(), asked)
     cosines_BM = _columns(cosines_P, shortlist, -torch.inf, at_least=num_labels)
     ids_BM = _columns(shortlist.ids_P, shortlist, 0, at_least=num_labels)
@@ -121,5 +121,7 @@ def _columns(values_P: Tensor, shortlist: Shortlist, fill: float, *, at_least: i
     counts_B, rows_P = shortlist.counts_B, shortlist.rows_P
     width = max(at_least, int(counts_B.max()) if len(counts_B) else 0)
     values_BM = values_P.new_full((len(counts_B), width), fill)
-    values_BM[rows_P, torch.arange(len(values_P), device=values_P.device) - shortlist.offsets_B1[rows_P]] = values_P
-    return values_BM
+    # where each pair stands in the flattened result: a row's pairs are one run, and its rest is skipped
+    skipped_B = torch.arange(len(counts_B), device=counts_B.device) * width - shortlist.offsets_B1[:-1]
+    places_P = torch.arange(len(values_P), device=values_P.device) + skipped_B.index_select(0, rows_P)
+    return values_BM.flatten().index_copy_(0, places_P, values_P).view_as(values_BM)

@@ -125,7 +125,14 @@ def test_plan_estimates_for_the_rows_of_the_data_or_those_given(
     assert (estimate["num_rows"], estimate["num_centroids"]) == (6000, 200)
 
 
-@pytest.mark.parametrize(("words", "said"), [([], "give --data, or --rows"), (["--rows", "0"], "rows is 0")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give --data, or --rows"),
+        (["--rows", "0"], "rows is 0"),
+        (["--rows", "9", "--pin", "cluster=x"], "without data"),
+    ],
+)
 def test_plan_without_anything_to_plan_for_says_so(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,9 +52,13 @@ def test_time_is_operations_over_a_share_of_the_peak(kind: str, count: int, seco
 
 
 def test_memory_of_a_worker_counts_its_own_rows_and_all_centroids() -> None:
-    memory = BIG.worker_memory
-    assert memory["total"] == sum(memory["items"].values())
-    assert memory["total"] >= BIG.centroids_bytes + BIG.sums_bytes
+    on_cpu, on_gpu = BIG.worker_memory
+    for memory in (on_cpu, on_gpu):
+        assert memory.total_bytes == sum(memory.items.values())
+        assert memory.items["centroids"] == 3_072_000_000
+        assert memory.items["labels"] == 5_000_000 * 4  # 400 million rows on 80 workers
+    assert on_gpu.items["rows"] == 5_000_000 * 768 * 2
+    assert "rows" not in on_cpu.items  # mapped files
 
 
 def test_pinned_centroids_cost_one_assignment() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.errors import ConfigError, DataError
+from mlcd_core.kmeans.assign import Assigner
 from mlcd_core.labels import label_table, labels_to_parquet_bytes
 from mlcd_core.tables import embedding_schema, label_schema
 from tests.unit.kmeans import oracle
@@ -30,6 +31,10 @@ def grid_centroids(num_centroids, dim=6, seed=1):
     return oracle.on_grid(oracle.blobs(num_centroids, dim, 4, seed).astype(np.float64))
 
 
+def assigner(centroids_KD, num_labels):
+    return Assigner(torch.as_tensor(centroids_KD), num_labels=num_labels)
+
+
 def matrix(column, num_labels):
     return column.combine_chunks().flatten().to_numpy().reshape(-1, num_labels)
 
@@ -38,7 +43,7 @@ def matrix(column, num_labels):
 @given(st.lists(st.sampled_from([0, 0, 0, 1, 7]), max_size=30), st.integers(1, 10), st.integers(1, 20))
 def test_every_row_has_its_labels_in_order_and_unusable_rows_none(status, num_labels, tile_rows):
     points_ND, centroids_KD = unit_rows(len(status)), grid_centroids(10)
-    table = label_table(embedding_table(points_ND, status), centroids_KD, num_labels=num_labels, tile_rows=tile_rows)
+    table = label_table(embedding_table(points_ND, status), assigner(centroids_KD, num_labels), tile_rows=tile_rows)
     assert table.schema.equals(label_schema(num_labels))
     assert table.column("row").to_pylist() == list(range(len(status)))
     assert table.column("key").to_pylist() == [f"key-{row}" for row in range(len(status))]
@@ -51,32 +56,32 @@ def test_every_row_has_its_labels_in_order_and_unusable_rows_none(status, num_la
 
 def test_slices_and_chunks_give_the_labels_of_their_rows():
     table, centroids_KD = embedding_table(unit_rows(50), [row % 7 == 3 for row in range(50)]), grid_centroids(9)
-    expected = label_table(table, centroids_KD, num_labels=3)
-    assert label_table(table.slice(11, 20), centroids_KD, num_labels=3).equals(expected.slice(11, 20))
+    expected = label_table(table, assigner(centroids_KD, 3))
+    assert label_table(table.slice(11, 20), assigner(centroids_KD, 3)).equals(expected.slice(11, 20))
     chunked = pa.concat_tables([table.slice(0, 13), table.slice(13, 0), table.slice(13)])
-    assert label_table(chunked, centroids_KD, num_labels=3).equals(expected)
+    assert label_table(chunked, assigner(centroids_KD, 3)).equals(expected)
 
 
 def test_stored_row_that_is_not_unit_is_named():
     points_ND = unit_rows(20)
     points_ND[4] *= np.float16(1.5)
     with pytest.raises(DataError, match="row 4 "):
-        label_table(embedding_table(points_ND), grid_centroids(4), num_labels=2)
+        label_table(embedding_table(points_ND), assigner(grid_centroids(4), 2))
 
 
 def test_centroids_of_other_embeddings_are_an_error():
     with pytest.raises(DataError, match=r"embeddings have 6 dims, centroids 7"):
-        label_table(embedding_table(unit_rows(5)), grid_centroids(4, dim=7), num_labels=2)
+        label_table(embedding_table(unit_rows(5)), assigner(grid_centroids(4, dim=7), 2))
 
 
 def test_more_labels_than_centroids_are_an_error_with_the_fix():
     with pytest.raises(ConfigError, match=r"label\.num_labels <= 4"):
-        label_table(embedding_table(unit_rows(5)), grid_centroids(4), num_labels=5)
+        label_table(embedding_table(unit_rows(5)), assigner(grid_centroids(4), 5))
 
 
 def test_parquet_bytes_are_equal_for_equal_tables_and_read_back():
     points_ND, centroids_KD = unit_rows(200), torch.from_numpy(grid_centroids(9))
-    table = label_table(embedding_table(points_ND), centroids_KD, num_labels=4)
+    table = label_table(embedding_table(points_ND), assigner(centroids_KD, 4))
     pieces = pa.concat_tables([table.slice(0, 70), table.slice(70)])
     data = labels_to_parquet_bytes(table)
     assert data == labels_to_parquet_bytes(pieces)

@@ -15,6 +15,7 @@ from mlcd_core.config import load_config
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.images.embed_shard import embedding_table, ipc_bytes
 from mlcd_core.kmeans import CentroidState
+from mlcd_core.specs import EmbedSpec
 from mlcd_core.store import Manifest, StageFolder
 from tasks import label
 from tasks.pin import resolve_pins
@@ -198,6 +199,14 @@ def test_a_digest_that_two_manifests_begin_with_is_ambiguous(world: World, monke
 def test_centroids_of_another_embedder_are_refused(world: World) -> None:
     with pytest.raises(ConfigError, match=r"another embedder; this run has embed\.image_size 64, expected 32"):
         resolve_pins(world.run(pin={"cluster": "default"}, embed__image_size=64))
+
+
+def test_centroids_of_another_version_of_the_embedder_are_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbedSpec, "STAGE_VERSION", EmbedSpec.STAGE_VERSION + 1)
+    with pytest.raises(ConfigError, match=r"this run has embed\.stage_version 2, expected 1"):
+        resolve_pins(world.run(pin={"cluster": "default"}))
 
 
 def test_another_way_to_read_rows_is_the_same_embedder(world: World) -> None:

@@ -1,0 +1,61 @@
+"""What the cluster stage decides before Ray starts, and what it records afterwards."""
+
+import pytest
+
+from mlcd_core.errors import ConfigError
+from mlcd_core.runtimes import ClusterRuntime
+from mlcd_core.store import Manifest
+from tasks.artifacts import stage_markdown
+from tasks.cluster import _check_memory, _measured, _seen_metrics
+
+
+def seen(iteration: int, **values: float | None) -> dict[str, float | int | None]:
+    return {"iteration": iteration, "changed_share": 0.1, "exhaustive_rows": 5, "rows": 1000, "seconds": 2.0, **values}
+
+
+def test_a_plan_that_does_not_fit_in_memory_is_refused_with_its_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"clustering needs [\d.]+ GB .*centroids [\d.]+ GB.*cluster.num_centroids"):
+        _check_memory(ClusterRuntime(), usable=10**12, num_centroids=10**10, dim=768)
+    _check_memory(ClusterRuntime(), usable=6000, num_centroids=200, dim=128)
+
+
+def test_values_that_a_stop_made_unknown_are_none() -> None:
+    iterations = {2: seen(2, changed_share=None), 3: seen(3, exhaustive_rows=0)}
+    metrics = _seen_metrics(iterations, 3, num_rows=1000)
+    assert metrics == {"changed_share": [None, None, 0.1], "certified_share": [None, 0.995, 1.0]}
+
+
+def test_speed_counts_the_rows_that_were_summed_in_the_time_that_was_seen() -> None:
+    iterations = {1: seen(1, rows=1000, seconds=3.0), 2: seen(2, rows=500, seconds=2.0)}
+    assert _measured(iterations, num_centroids=20, dim=8) == {
+        "iteration_seconds": [3.0, 2.0],
+        "rows_per_s": 300.0,
+        "flop_per_s": 2 * 300.0 * 20 * 8,
+    }
+
+
+def test_artifact_shows_the_quality_of_a_clustering() -> None:
+    metrics = {
+        "objective": [0.5, 0.25],
+        "changed_share": [None, 0.125],
+        "certified_share": [0.9, 1.0],
+        "splits": [3, 0],
+        "size_quantiles": dict(zip(("1 %", "25 %", "75 %", "99 %", "max", "median", "min"), range(7), strict=True)),
+        "sizes": [[2, 3], [30, 1]],
+        "imbalance": 1.25,
+        "identical_rows": 12,
+        "identical_of": 1500,
+    }
+    manifest = Manifest("cluster", "s", "i", {}, 1, "d", 4, 4, (), metrics, {"rows_per_s": 1234.5, "flop_per_s": 2.5e9})
+    text = stage_markdown({"result": "ran", "units_run": 1, "seconds": 1.0, "uri": ""}, manifest)
+    for line in (
+        "| rows per cluster (min, 1 %, 25 %, median, 75 %, 99 %, max) | 6, 0, 1, 5, 2, 3, 4 |",
+        "| imbalance, K sum(n^2) / N^2 | 1.250 |",
+        "| rows whose embedding another row has too | 12, from 1,500 rows looked at |",
+        "| rows settled by the bound, worst iteration | 90.0000% |",
+        "| rows per second | 1,234 |",
+        "| 1 | 0.500000 | - | 3 | 90.000% |",
+        "| 2 | 0.250000 | 12.500% | 0 | 100.000% |",
+    ):
+        assert line in text
+    assert text.count("data:image/png;base64,") == 2
