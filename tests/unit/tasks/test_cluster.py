@@ -15,7 +15,7 @@ def seen(iteration: int, **values: float | None) -> dict[str, float | int | None
 
 def test_a_plan_that_does_not_fit_in_memory_is_refused_with_its_numbers() -> None:
     with pytest.raises(ConfigError, match=r"clustering needs [\d.]+ GB .*centroids [\d.]+ GB.*cluster.num_centroids"):
-        _check_memory(ClusterRuntime(), usable=10**12, num_centroids=10**10, dim=768)
+        _check_memory(ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
     _check_memory(ClusterRuntime(), usable=6000, num_centroids=200, dim=128)
 
 
