@@ -9,6 +9,8 @@ Centroids are rounded after their mean is taken off: it moves all scores of a ro
 Shapes: B rows, K centroids, G groups of columns, D dims, L labels per row, P pairs of a row and a candidate.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +47,7 @@ class TileSearch:
     """Searches one set of centroids, which are rounded once. ``precision`` decides the time, never the result."""
 
     def __init__(self, centroids_KD: Tensor, precision: Precision, tile_centroids: int = TILE_CENTROIDS) -> None:
-        _check_products(precision)
+        _check_products(precision, centroids_KD.device)
         self._centroids_KD = centroids_KD
         self._precision = precision
         self._num_groups = -(-len(centroids_KD) // GROUP)
@@ -63,7 +65,8 @@ class TileSearch:
     def propose(self, points_BD: Tensor, num_labels: int) -> Shortlist:
         """Candidates for the top L of float16 unit rows; a row with too many of them gets none and no ceiling."""
         blocks = torch.split(points_BD, self._block_rows)
-        found = [self._search_block(rows_BD.float(), num_labels) for rows_BD in blocks]
+        with _float32_sums():
+            found = [self._search_block(rows_BD.float(), num_labels) for rows_BD in blocks]
         return Shortlist(
             offsets(torch.cat([block.counts_B for block in found])),
             torch.cat([block.ids_P for block in found]),
@@ -223,14 +226,27 @@ def _as_scores(needed_BG: Tensor, dtype: torch.dtype) -> Tensor:
     return needed_BG
 
 
-def _check_products(precision: Precision) -> None:
+def _check_products(precision: Precision, device: torch.device) -> None:
     mode = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]  # absent from torch's stubs
     if mode not in ("none", "ieee") or torch.backends.cuda.matmul.allow_tf32:
         raise ConfigError(
-            f"float32 matrix products run in {mode} here, which the exact assignment cannot certify; expected "
-            "float32: call torch.set_float32_matmul_precision('highest')"
+            f"float32 matrix products run in {mode if mode != 'none' else 'tf32'} here, which the exact assignment "
+            "cannot certify; expected float32: call torch.set_float32_matmul_precision('highest')"
         )
+    needed = {"int8": "cpu", "float16": "cuda"}.get(precision, device.type)
+    if device.type != needed:
+        raise ConfigError(f"search is {precision}, which runs on {needed} alone, and this is {device}: set it to auto")
     if precision == "int8" and not torch.cpu._is_vnni_supported():
         raise ConfigError("search is int8, and this CPU has no exact int8 products (VNNI): set it to float32 or auto")
-    if precision == "float16" and torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction:
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """Keeps cuBLAS from adding up parts of a product in 16 bits, as torch allows it by default."""
+    matmul = torch.backends.cuda.matmul
+    allowed = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = allowed

@@ -94,3 +94,14 @@ def test_int8_without_exact_products_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match="VNNI"):
         TileSearch(torch.eye(4), "int8")
+
+
+def test_float16_sums_on_the_cpu_are_refused():
+    with pytest.raises(ConfigError, match="runs on cuda alone"):
+        TileSearch(torch.eye(4), "float16")
+
+
+def test_settings_of_products_are_left_as_they_were():
+    points_ND, centroids_KD = problem("blobs", 8)
+    TileSearch(centroids_KD, "float32").propose(points_ND, 1)
+    assert torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
