@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Device = Literal["auto", "cpu", "cuda"]
 # how k-means proposes candidates: coarse products in a precision, a fused kernel, or faiss; never changes the result
 SearchName = Literal["auto", "int8", "bfloat16", "float16", "float32", "triton", "faiss"]
+SEARCH_WORDS = "how candidates are proposed; auto: int8 on CPUs with VNNI, float16 on CUDA, else float32"
 
 
 class Runtime(BaseModel):
@@ -29,11 +30,12 @@ class EmbedRuntime(Runtime):
 
 
 class ClusterRuntime(Runtime):
-    """``tile_rows`` bounds the score tile; nothing here changes the result."""
+    """Nothing here changes the result."""
 
     workers: int = Field(1, ge=1, description="Ray actors that share the rows")
     device: Device = Field("auto", description="auto (cuda where each worker can have a GPU), cpu or cuda")
-    tile_rows: int = Field(4096, ge=1, description="rows scored at once")
+    search: SearchName = Field("auto", description=SEARCH_WORDS)
+    tile_rows: int = Field(16_384, ge=1, description="rows whose exact scores are computed at once")
     save_every: int = Field(1, ge=1, description="iterations between saved links")
     save_seconds: float = Field(300, ge=0, description="seconds after which an iteration's sums so far are saved")
 
@@ -42,9 +44,7 @@ class LabelRuntime(Runtime):
     """Nothing here changes the result."""
 
     workers: int = Field(1, ge=1, description="Ray Data actors")
-    search: SearchName = Field(
-        "auto", description="how candidates are proposed; auto: int8 on CPUs with VNNI, else float32"
-    )
+    search: SearchName = Field("auto", description=SEARCH_WORDS)
 
 
 class TrainRuntime(Runtime):

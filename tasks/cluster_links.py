@@ -7,7 +7,6 @@ and on the clock, so it is no part of the files.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlcd_core.events import Value
@@ -19,24 +18,18 @@ if TYPE_CHECKING:
 SEEN = ("iteration", "changed_share", "exhaustive_rows", "rows", "seconds")
 
 
-@dataclass(frozen=True)
-class SavedClustering:
-    """Where to go on: both None at the beginning."""
+def read_state(chain: Chain, link: Receipt | None) -> "CentroidState | None":
+    """The state that a link's work goes on from; None: from the beginning."""
+    from mlcd_core.kmeans import CentroidState
 
-    state: "CentroidState | None" = None
-    partial: "PartialSums | None" = None
+    return CentroidState.from_arrow_bytes(chain.read(link.parts[0])) if link else None
 
 
-def read_link(chain: Chain, link: Receipt | None, *, with_sums: bool) -> SavedClustering:
-    """What a link holds; only the first rank needs the sums."""
-    from mlcd_core.kmeans import CentroidState, PartialSums
+def read_sums(chain: Chain, link: Receipt | None) -> "PartialSums | None":
+    """What the iteration after that state has summed, if anything was saved of it."""
+    from mlcd_core.kmeans import PartialSums
 
-    if link is None:
-        return SavedClustering()
-    state = CentroidState.from_arrow_bytes(chain.read(link.parts[0]))
-    if len(link.parts) == 1 or not with_sums:
-        return SavedClustering(state)
-    return SavedClustering(state, PartialSums.from_arrow_bytes(chain.read(link.parts[1])))
+    return PartialSums.from_arrow_bytes(chain.read(link.parts[1])) if link and len(link.parts) > 1 else None
 
 
 def seen_iterations(link: Receipt) -> dict[int, dict[str, Any]]:

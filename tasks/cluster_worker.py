@@ -15,10 +15,12 @@ from mlcd_core.events import Report, Value
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import LocalFiles, Part, Receipt
-from tasks.cluster_links import LinkWriter, read_link
+from tasks.cluster_links import LinkWriter, read_state, read_sums
 from tasks.work import ChainAddress
 
 if TYPE_CHECKING:
+    import torch
+
     from mlcd_core.kmeans.points import Points
 
 # a rank waits for the others for a round and for the first rank's save; only one that hangs takes longer
@@ -59,7 +61,7 @@ class ClusterWorker:
         if self._points is None:
             job = self._job
             points = mapped_points(LocalFiles(job.links.root), job.parts, rank=self._rank, world=self._world)
-            self._points = points if job.device == "cpu" else self._on_gpu(points)
+            self._points = points if job.device == "cpu" else self._on_gpu(points, self._device())
         return self._points.num_rows
 
     def open_store(self) -> tuple[str, int]:
@@ -67,19 +69,21 @@ class ClusterWorker:
         import ray
         import torch.distributed as dist
 
-        host = ray.util.get_node_ip_address()
+        is_alone = sum(node["Alive"] for node in ray.nodes()) == 1
+        host = "127.0.0.1" if is_alone else ray.util.get_node_ip_address()
         self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         return host, self._store.port
 
     def fit(self, attempt: int, address: tuple[str, int], newest: Receipt | None) -> dict[str, Any] | Left:
         """Run k-means with the other ranks from link ``newest`` on; rank 0 commits the links.
 
-        Returns the quality record, or Left when another rank was lost.
+        Returns the quality record (on rank 0, else nothing), or Left when another rank was lost.
         """
         import torch
         import torch.distributed as dist
 
         torch.set_num_threads(self._job.runtime.threads)
+        self._device()
         try:
             self._join_group(address)
             return self._fit(attempt, newest)
@@ -123,7 +127,6 @@ class ClusterWorker:
         assert isinstance(job.links.spec, ClusterSpec)
         assert self._points is not None, "load comes first"
         chain = job.links.open()
-        saved = read_link(chain, newest, with_sums=is_first)
         num_blocks = len(block_ranges(job.parts))
         writer = LinkWriter(chain, newest, num_blocks=num_blocks, save_every=job.runtime.save_every)
 
@@ -140,19 +143,21 @@ class ClusterWorker:
             self._points,
             job.links.spec,
             group=dist.group.WORLD,
-            resume=saved.state,
-            partial=saved.partial,
+            resume=read_state(chain, newest),
+            partial=read_sums(chain, newest) if is_first else None,
             on_iteration=writer.end_iteration if is_first else None,
             on_partial=writer.save_partial,
             save_seconds=job.runtime.save_seconds,
             before_block=before_block,
             report=report,
             tile_rows=job.runtime.tile_rows,
-            device=job.device,
+            device=self._device(),
         )
         if is_first:
             writer.save_iteration(clustering.state)
         identical = count_identical_rows(self._points, Ranks(dist.group.WORLD))
+        if not is_first:
+            return {}
         return {
             "iterations": clustering.iterations,
             "converged": clustering.converged,
@@ -163,14 +168,19 @@ class ClusterWorker:
             "identical_of": identical.sampled,
         }
 
-    def _on_gpu(self, points: "Points") -> "Points":
-        """The rows on this worker's GPU, as many as fit beside the rest. Raises ConfigError when that does not."""
+    def _device(self) -> "torch.device":
+        """Where this worker computes; a GPU is made the calling thread's own."""
         import ray
         import torch
 
-        gpu = int(ray.get_gpu_ids()[0])
-        torch.cuda.set_device(gpu)
-        free = gpu_available_bytes(gpu)
+        if self._job.device == "cpu":
+            return torch.device("cpu")
+        device = torch.device("cuda", int(ray.get_gpu_ids()[0]))
+        torch.cuda.set_device(device)
+        return device
+
+    def _on_gpu(self, points: "Points", device: "torch.device") -> "Points":
+        """The rows on this worker's GPU, as many as fit beside the rest. Raises ConfigError when that does not."""
         plan = worker_bytes(
             rows=points.num_rows,
             num_centroids=self._job.num_centroids,
@@ -179,5 +189,6 @@ class ClusterWorker:
             device="cuda",
         )
         rest = replace(plan, items={name: size for name, size in plan.items.items() if name != "rows"})
+        free = gpu_available_bytes(device.index)
         check_memory(rest, free)
-        return points.to(torch.device("cuda", gpu), budget_bytes=free - rest.total)
+        return points.to(device, budget_bytes=free - rest.total)

@@ -29,6 +29,7 @@ from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.rounds import RowSummer
 from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
 from mlcd_core.kmeans.state import CentroidState
+from mlcd_core.runtimes import SearchName
 from mlcd_core.specs import ClusterSpec
 
 SAVE_SECONDS = 300.0
@@ -82,6 +83,7 @@ def fit(
     before_block: Callable[[], None] = lambda: None,
     report: Report = silent,
     clock: Callable[[], float] = time.monotonic,
+    search: SearchName = "auto",
     tile_rows: int = TILE_ROWS,
     device: torch.device | str = "cpu",
 ) -> Clustering:
@@ -114,6 +116,7 @@ def fit(
         done_B=done_B,
         begun=partial if ranks.is_first else None,
         device=torch.device(device),
+        search=search,
         tile_rows=tile_rows,
         round_seconds=math.inf if on_partial is None else save_seconds,
         clock=clock,

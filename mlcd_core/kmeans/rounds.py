@@ -19,6 +19,7 @@ from mlcd_core.kmeans.partial import PartialSums, Tally
 from mlcd_core.kmeans.points import Block, Points
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.state import CentroidState
+from mlcd_core.runtimes import SearchName
 
 
 @dataclass
@@ -35,6 +36,7 @@ class RowSummer:
     done_B: Tensor
     begun: PartialSums | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    search: SearchName = "auto"
     tile_rows: int = TILE_ROWS
     round_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
@@ -46,7 +48,7 @@ class RowSummer:
 
         ``save`` is called there between two rounds.
         """
-        assigner = Assigner(state.centroids_KD.to(self.device), num_labels=1)
+        assigner = Assigner(state.centroids_KD.to(self.device), num_labels=1, search=self.search)
         pending = deque(block for block in self.points.blocks if not self.done_B[block.number])
         # nobody else holds these sums: they are as big as memory allows
         total, self.begun, self.done_B = self.begun, None, torch.zeros_like(self.done_B)

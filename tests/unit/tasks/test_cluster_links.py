@@ -10,7 +10,7 @@ from mlcd_core.kmeans import ArrayPoints, fit
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Chain, LocalFiles, StageFolder
 from tasks.cluster_actors import death_reason
-from tasks.cluster_links import LinkWriter, read_link, seen_iterations
+from tasks.cluster_links import LinkWriter, read_state, read_sums, seen_iterations
 from tests.unit.kmeans import oracle
 
 SPEC = ClusterSpec(num_centroids=8, iterations=4, tolerance=0)
@@ -30,7 +30,6 @@ def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save
     """Go on from the newest link, save each round, and stop before a block."""
     links, blocks = chain(root), count()
     newest = links.newest()
-    saved = read_link(links, newest, with_sums=True)
     writer = LinkWriter(links, newest, num_blocks=NUM_BLOCKS, save_every=save_every)
 
     def before_block() -> None:
@@ -40,8 +39,8 @@ def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save
     clustering = fit(
         POINTS,
         SPEC,
-        resume=saved.state,
-        partial=saved.partial,
+        resume=read_state(links, newest),
+        partial=read_sums(links, newest),
         on_iteration=writer.end_iteration,
         on_partial=writer.save_partial,
         save_seconds=save_seconds,
@@ -86,9 +85,10 @@ def test_centroids_of_an_iteration_are_kept_while_a_partial_link_needs_them(tmp_
     # links 6 and 7: the centroids that both began from, and the sums of each
     assert len(data) == 3
     assert [part.path.rpartition("/")[2] in data for part in newest.parts] == [True, True]
-    others = read_link(links, newest, with_sums=False)
-    assert others.state is not None
-    assert (others.state.iteration, others.partial) == (1, None)
+    state, partial = read_state(links, newest), read_sums(links, newest)
+    assert state is not None
+    assert partial is not None
+    assert (state.iteration, partial.iteration, partial.num_blocks) == (1, 1, 3)
 
 
 def test_what_was_seen_of_iterations_is_carried_over_a_stop(tmp_path: Path) -> None:
