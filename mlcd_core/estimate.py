@@ -71,7 +71,7 @@ class Estimate:
 
 
 def estimate_clustering(
-    *, num_rows: int, dim: int, num_centroids: int, iterations: int, num_labels: int, workers: int, tile_rows: int
+    *, num_rows: int, dim: int, num_centroids: int, iterations: int, num_labels: int, workers: int
 ) -> Estimate:
     """Estimate exact k-means and its labels. iterations: 0 when the centroids are pinned, so only labels are made."""
     iteration_flop = 2 * num_rows * num_centroids * dim
@@ -80,8 +80,7 @@ def estimate_clustering(
     rows_of_worker = -(-num_rows // workers)
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
     memory = [
-        worker_bytes(rows=rows_of_worker, num_centroids=num_centroids, dim=dim, tile_rows=tile_rows, device=device)
-        for device in devices
+        worker_bytes(rows=rows_of_worker, num_centroids=num_centroids, dim=dim, device=device) for device in devices
     ]
     return Estimate(
         num_rows=num_rows,

@@ -35,7 +35,6 @@ class ClusterRuntime(Runtime):
     workers: int = Field(1, ge=1, description="Ray actors that share the rows")
     device: Device = Field("auto", description="auto (cuda where each worker can have a GPU), cpu or cuda")
     search: SearchName = Field("auto", description=SEARCH_WORDS)
-    tile_rows: int = Field(16_384, ge=1, description="rows whose exact scores are computed at once")
     save_every: int = Field(1, ge=1, description="iterations between saved links")
     save_seconds: float = Field(300, ge=0, description="seconds after which an iteration's sums so far are saved")
 

@@ -66,13 +66,7 @@ def _check_rows(spec: ClusterSpec, *, usable: int, data: str) -> None:
 def _check_memory(runtime: ClusterRuntime, usable: int, num_centroids: int, dim: int) -> None:
     """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
     if runtime.device != "cuda":
-        plan = worker_bytes(
-            rows=usable,
-            num_centroids=num_centroids,
-            dim=dim,
-            tile_rows=runtime.tile_rows,
-            workers=runtime.workers,
-        )
+        plan = worker_bytes(rows=usable, num_centroids=num_centroids, dim=dim, workers=runtime.workers)
         check_memory(plan, available_bytes())
 
 

@@ -150,7 +150,7 @@ class ClusterWorker:
             save_seconds=job.runtime.save_seconds,
             before_block=before_block,
             report=report,
-            tile_rows=job.runtime.tile_rows,
+            search=job.runtime.search,
             device=self._device(),
         )
         if is_first:
@@ -185,7 +185,6 @@ class ClusterWorker:
             rows=points.num_rows,
             num_centroids=self._job.num_centroids,
             dim=points.dim,
-            tile_rows=self._job.runtime.tile_rows,
             device="cuda",
         )
         rest = replace(plan, items={name: size for name, size in plan.items.items() if name != "rows"})

@@ -55,7 +55,6 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
             iterations=0 if pinned else cluster.iterations,
             num_labels=config.label.num_labels,
             workers=cluster.workers,
-            tile_rows=cluster.tile_rows,
         )
     )
 

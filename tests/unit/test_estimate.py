@@ -9,7 +9,7 @@ from mlcd_core.specs import EmbedSpec
 
 # 400 million rows of 768 dims to a million centroids: 2 * 4e8 * 1e6 * 768 = 6.144e17
 BIG = estimate_clustering(
-    num_rows=400_000_000, dim=768, num_centroids=1_000_000, iterations=20, num_labels=10, workers=80, tile_rows=4096
+    num_rows=400_000_000, dim=768, num_centroids=1_000_000, iterations=20, num_labels=10, workers=80
 )
 DEVICES = {(device.kind, device.count): device for device in BIG.devices}
 
@@ -63,7 +63,7 @@ def test_memory_of_a_worker_counts_its_own_rows_and_all_centroids() -> None:
 
 def test_pinned_centroids_cost_one_assignment() -> None:
     pinned = estimate_clustering(
-        num_rows=1000, dim=8, num_centroids=10, iterations=0, num_labels=2, workers=1, tile_rows=64
+        num_rows=1000, dim=8, num_centroids=10, iterations=0, num_labels=2, workers=1
     )
     assert pinned.total_flop == pinned.labels_flop == 160_000
     assert pinned.links_disk_bytes == 0
