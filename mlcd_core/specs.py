@@ -47,10 +47,20 @@ class ClusterSpec(StageSpec):
 
     num_centroids: int | None = Field(None, ge=1, description="K; usable rows / rows_per_centroid when not given")
     rows_per_centroid: int = Field(30, ge=4)
-    iterations: int = Field(20, ge=1)
+    iterations: int = Field(20, ge=1, description="at most; of hierarchical: in each slice, and to merge them")
     tolerance: float = Field(1e-4, ge=0, description="stop when the objective improves by less than this share")
     seed: int = 0
-    recipe: Literal["exact"] = "exact"
+    recipe: Literal["exact", "sample", "fast", "hierarchical"] = Field(
+        "exact", description="what iterations before the last final_iterations do: all exact, or one of three savings"
+    )
+    final_iterations: int = Field(
+        1,
+        ge=1,
+        description="of the other recipes: exact iterations over all rows that end the run",
+    )
+    sample_rows: int = Field(256, ge=4, description="of sample: rows used for each centroid, about, chosen by hash")
+    probes: int = Field(8, ge=1, description="of fast: groups of centroids that a row looks at, at most all")
+    slices: int = Field(4, ge=2, description="of hierarchical: parts of the rows that are clustered on their own first")
 
 
 class LabelSpec(StageSpec):

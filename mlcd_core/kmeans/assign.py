@@ -19,12 +19,12 @@ from torch import Tensor
 from mlcd_core.errors import ConfigError, DataError
 from mlcd_core.kmeans.centroids import centroids_on_grid
 from mlcd_core.kmeans.points import ArrayPoints, Points, Rows
-from mlcd_core.kmeans.shortlist import Shortlist, best_of
+from mlcd_core.kmeans.shortlist import Shortlist, best_ids, best_of
 from mlcd_core.kmeans.tile_search import TILE_CENTROIDS, TileSearch, best_precision
 from mlcd_core.runtimes import SearchName
 
-# enough rows to share the work around the products: 16,384 x 512 are 64 MiB in float64
-TILE_ROWS = 16_384
+# enough rows to share the work around the products, few enough that copies of them in float64 stay in a cache
+TILE_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,18 @@ class Assigner:
         best = _exhaustive(points_BD[pending_P], self.centroids_KD, self.num_labels, self._tile_centroids)
         ids_BL[pending_P], cosines_BL[pending_P] = best.ids_NL, best.cosines_NL
         return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending_P))
+
+    def ids(self, points_BD: Tensor) -> tuple[Tensor, int]:
+        """(int32 id of each row's nearest centroid, rows that took a float64 pass); for one label.
+
+        Those of ``nearest``, in less time: exact scores are computed only where float32 cannot tell.
+        """
+        assert self.num_labels == 1, f"ids are for one label, not {self.num_labels}"
+        ids_B, settled_B = best_ids(points_BD, self.centroids_KD, self._first.propose(points_BD, 1))
+        open_P = (~settled_B).nonzero()[:, 0]
+        found = self.nearest(points_BD[open_P])
+        ids_B[open_P] = found.ids_NL[:, 0].long()
+        return ids_B.int(), found.num_exhaustive
 
     def _searches(self) -> Iterator[Search]:
         yield self._first

@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,11 @@ from mlcd_core.events import Report, Value, silent
 from mlcd_core.kmeans.assign import TILE_ROWS
 from mlcd_core.kmeans.centroids import centroids_on_grid, next_centroids
 from mlcd_core.kmeans.exact import MAX_CLUSTER_ROWS, mean_distance
-from mlcd_core.kmeans.partial import PartialSums
+from mlcd_core.kmeans.hierarchical import Parts, merged_slices
+from mlcd_core.kmeans.partial import PartialSums, Tally
 from mlcd_core.kmeans.points import Points, Rows
 from mlcd_core.kmeans.ranks import Ranks
+from mlcd_core.kmeans.recipes import plan_recipe
 from mlcd_core.kmeans.rounds import RowSummer
 from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
 from mlcd_core.kmeans.state import CentroidState
@@ -77,8 +79,10 @@ def fit(
     group: dist.ProcessGroup | None = None,
     resume: CentroidState | None = None,
     partial: PartialSums | None = None,
+    parts: Parts = (),
     on_iteration: Callable[[CentroidState], None] | None = None,
     on_partial: Callable[[CentroidState, PartialSums], None] | None = None,
+    on_parts: Callable[[Parts], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
     before_block: Callable[[], None] = lambda: None,
     report: Report = silent,
@@ -97,16 +101,30 @@ def fit(
     every ``save_seconds``, beside the state it began from. ``resume`` with ``partial`` (read on the first rank) goes on
     from there; block numbers must differ between ranks then. ``before_block`` may raise to leave.
 
+    The recipe ``hierarchical``, whose slices of the rows go by block number, calls ``on_parts`` on every rank with the
+    states of its slices so far (``hierarchical``); ``parts`` goes on from them. ``Clustering`` and ``on_iteration`` are
+    about the iterations over all rows that follow.
+
     TooFewRowsError, ConfigError, DataError: on every rank. WorkerLostError: another rank died.
     """
     ranks = Ranks(group)
     num_rows = _count_rows(points, ranks)
     num_centroids = choose_num_centroids(spec, num_rows)
+    recipe = plan_recipe(spec, points, num_centroids, num_rows, ranks)
     if resume is not None:
         state = _checked(resume, (num_centroids, points.dim), num_rows)
     else:
-        start_KD = _given(init_KD, (num_centroids, points.dim)) if init_KD is not None else None
-        if start_KD is None:
+        if init_KD is not None:
+            start_KD = _given(init_KD, (num_centroids, points.dim))
+        elif spec.recipe == "hierarchical":
+            _check_block_owners(points, _count_blocks(points, ranks), ranks)
+            fit_part = functools.partial(
+                fit, group=group, before_block=before_block, search=search, tile_rows=tile_rows, device=device
+            )
+            start_KD = merged_slices(
+                points, spec, num_centroids, ranks, fit_part, saved=parts, on_parts=on_parts, report=report
+            )
+        else:
             start_KD = first_distinct_rows(points, num_centroids, spec.seed, ranks)
         state = CentroidState.start(ranks.broadcast(start_KD), num_rows)
     done_B = _done_blocks(points, state, partial, ranks, is_saved=on_partial is not None)
@@ -116,7 +134,6 @@ def fit(
         done_B=done_B,
         begun=partial if ranks.is_first else None,
         device=torch.device(device),
-        search=search,
         tile_rows=tile_rows,
         round_seconds=math.inf if on_partial is None else save_seconds,
         clock=clock,
@@ -125,22 +142,24 @@ def fit(
     rows_before = partial.tally.rows if partial else 0
     del partial  # the summer's alone: the next sums need its memory
     changed_shares: list[float | None] = []
-    while state.iteration < spec.iterations and not is_converged(state.objective, spec.tolerance):
+    while not recipe.is_over(state.objective):
         started_s = clock()
-        sums = summer.sum(state, None if on_partial is None else functools.partial(on_partial, state))
-        numbers = torch.zeros(5, dtype=torch.float64)
+        look = recipe.look(state, summer.device, search)
+        sums = summer.sum(state, look, None if on_partial is None else functools.partial(on_partial, state))
+        numbers = torch.zeros(1 + len(vars(Tally())), dtype=torch.float64)
         centroids_KD, counts_K = torch.empty_like(state.centroids_KD), torch.empty_like(state.counts_K)
         if sums is not None:
             tally, counts_K = sums.tally, sums.counts_K
-            assert tally.rows == num_rows, f"{tally.rows} rows were summed of {num_rows}"
+            assert tally.rows == look.num_rows, f"{tally.rows} rows were summed of {look.num_rows}"
             assert int(counts_K.max()) < MAX_CLUSTER_ROWS, "float64 sums are exact for 2^28 rows per cluster"
-            objective = mean_distance(sums.sums_KD, state.centroids_KD, num_rows)
+            objective = mean_distance(sums.sums_KD, state.centroids_KD, look.num_rows)
             centroids_KD = next_centroids(sums.sums_KD, counts_K, state.centroids_KD)
-            counted = [tally.rows - rows_before, tally.changed, tally.unknown, tally.exhaustive]
-            numbers = torch.tensor([objective, *counted], dtype=torch.float64)
+            summed_here = replace(tally, rows=tally.rows - rows_before)
+            numbers = torch.tensor([objective, *vars(summed_here).values()], dtype=torch.float64)
             rows_before = 0
         del sums
-        objective, num_summed, num_changed, num_unknown, num_exhaustive = ranks.broadcast(numbers).tolist()
+        objective, *counted = ranks.broadcast(numbers).tolist()
+        tally = Tally(*map(int, counted))
         counts_K = ranks.broadcast(counts_K)
         state = CentroidState(
             num_rows=num_rows,
@@ -149,31 +168,26 @@ def fit(
             objective=(*state.objective, objective),
             splits=(*state.splits, int((counts_K == 0).sum())),
         )
-        changed_shares.append(None if num_unknown else num_changed / num_rows)
+        changed_shares.append(None if tally.unknown else tally.changed / look.num_rows)
         event: dict[str, Value] = {
             "iteration": state.iteration,
             "objective": state.objective[-1],
             "changed_share": changed_shares[-1],
             "splits": state.splits[-1],
-            "exhaustive_rows": int(num_exhaustive),
-            "rows": int(num_summed),
+            "exhaustive_rows": tally.exhaustive,
+            "rows": tally.rows,
+            "used_rows": look.num_rows,
+            "recall": tally.equal / tally.probed if tally.probed else None,
             "seconds": clock() - started_s,
         }
         report("cluster.iteration", event)
         if on_iteration is not None:
             on_iteration(state)
-    return Clustering(state, is_converged(state.objective, spec.tolerance), tuple(changed_shares))
-
-
-def is_converged(objective: tuple[float, ...], tolerance: float) -> bool:
-    """Whether the last iteration changed the objective by no more than ``tolerance`` of it; never with tolerance 0."""
-    if tolerance == 0 or len(objective) < 2:
-        return False
-    return abs(objective[-2] - objective[-1]) <= tolerance * abs(objective[-2])
+    return Clustering(state, recipe.has_converged(state.objective), tuple(changed_shares))
 
 
 def _count_rows(points: Points, ranks: Ranks) -> int:
-    shapes = [tuple(shape.tolist()) for shape in ranks.gather(torch.tensor([points.num_rows, points.dim]))]
+    shapes = [tuple(shape.tolist()) for shape in ranks.gather(torch.tensor([points.weight, points.dim]))]
     if len({dim for _, dim in shapes}) > 1:
         raise DataError(
             f"the ranks hold (rows, dims) {shapes}; expected equal dims: a rank without rows passes an empty [0, dims]"
@@ -205,8 +219,7 @@ def _done_blocks(
     points: Points, state: CentroidState, partial: PartialSums | None, ranks: Ranks, *, is_saved: bool
 ) -> Tensor:
     """Bool by block number, equal on all ranks: what the first rank's partial sums hold. Raises on every rank."""
-    largest = max((block.number for block in points.blocks), default=-1)
-    num_blocks = 1 + max(int(number) for number in ranks.gather(torch.tensor(largest)))
+    num_blocks = _count_blocks(points, ranks)
     expected = [state.iteration, state.num_rows, num_blocks, *state.centroids_KD.shape]
     shape = [-1] * len(expected)
     if partial is not None:
@@ -218,15 +231,25 @@ def _done_blocks(
             f"the partial sums have (iteration, rows, blocks, centroids, dims) {found}; expected {expected}: they are "
             "of another state, spec or data, start without partial"
         )
-    owners_B = torch.zeros(num_blocks, dtype=torch.int32)
-    for block in points.blocks:
-        owners_B[block.number] += 1
-    if (is_begun or is_saved) and bool((ranks.sum(owners_B) > 1).any()):
-        raise ConfigError(
-            f"block {int((owners_B > 1).nonzero()[0])} belongs to more than one rank; expected block numbers of all "
-            "ranks together, so that saved sums can name them: pass first_block to ArrayPoints"
-        )
+    if is_begun or is_saved:
+        _check_block_owners(points, num_blocks, ranks)
     done_B = torch.zeros(num_blocks, dtype=torch.int32)
     if partial is not None and ranks.is_first:
         done_B = partial.done_B.int()
     return ranks.broadcast(done_B).bool()
+
+
+def _count_blocks(points: Points, ranks: Ranks) -> int:
+    largest = max((block.number for block in points.blocks), default=-1)
+    return 1 + max(int(number) for number in ranks.gather(torch.tensor(largest)))
+
+
+def _check_block_owners(points: Points, num_blocks: int, ranks: Ranks) -> None:
+    owners_B = torch.zeros(num_blocks, dtype=torch.int32)
+    for block in points.blocks:
+        owners_B[block.number] += 1
+    if bool((ranks.sum(owners_B) > 1).any()):
+        raise ConfigError(
+            f"block {int((owners_B > 1).nonzero()[0])} belongs to more than one rank; expected block numbers of all "
+            "ranks together, which saved sums and slices go by: pass first_block to ArrayPoints"
+        )

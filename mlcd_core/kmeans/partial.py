@@ -23,13 +23,16 @@ _METADATA_KEY = b"mlcd.kmeans.partial"
 @dataclass(frozen=True)
 class Tally:
     """Rows counted while they are assigned: in all, those that changed cluster, those whose cluster before is not
-    known, and those that took a float64 pass over all centroids.
+    known, those that took a float64 pass over all centroids, those compared with the exact answer, and those of them
+    that have it.
     """
 
     rows: int = 0
     changed: int = 0
     unknown: int = 0
     exhaustive: int = 0
+    probed: int = 0
+    equal: int = 0
 
     def __add__(self, other: Self) -> Self:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)

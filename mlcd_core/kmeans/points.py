@@ -77,12 +77,16 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A run of rows that is summed in one piece: ``number`` counts all blocks, ``num_rows`` the usable rows in it."""
+    """A run of rows that is summed in one piece: ``number`` counts all blocks, ``num_rows`` the usable rows in it.
+
+    ``weights_N`` int64: how many rows each usable row stands for, one when None.
+    """
 
     number: int
     num_rows: int
     pieces: tuple[Piece, ...]
     resident_ND: Tensor | None = None
+    weights_N: Tensor | None = None
 
     @classmethod
     def of(cls, number: int, pieces: Sequence[Piece]) -> Self:
@@ -98,6 +102,11 @@ class Block:
     def dim(self) -> int:
         """D; a block has at least one piece."""
         return self.pieces[0].rows_ND.shape[1]
+
+    @property
+    def weight(self) -> int:
+        """How many rows the usable rows stand for."""
+        return self.num_rows if self.weights_N is None else int(self.weights_N.sum())
 
     def tiles(self, tile_rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive ranges of at most ``tile_rows`` of the block's usable rows, with their float16 rows [B, D]."""
@@ -121,12 +130,16 @@ class Block:
 
 
 class Points:
-    """The blocks of one rank: ``blocks``, ``num_rows`` usable rows in all (N), ``dim`` (D). May have no block."""
+    """The blocks of one rank: ``blocks``, ``num_rows`` usable rows in all (N), ``dim`` (D). May have no block.
+
+    ``weight`` is how many rows they stand for: N, unless blocks have weights.
+    """
 
     def __init__(self, blocks: Sequence[Block], dim: int) -> None:
         self.blocks = tuple(blocks)
         self.dim = dim
         self.num_rows = sum(block.num_rows for block in self.blocks)
+        self.weight = sum(block.weight for block in self.blocks)
 
     def tiles(self, tile_rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive row ranges of at most ``tile_rows`` of all blocks with their float16 rows [B, D]."""

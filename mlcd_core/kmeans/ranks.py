@@ -27,7 +27,12 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that computes what is broadcast."""
-        return self.group is None or dist.get_rank(self.group) == 0
+        return self.rank == 0
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return 0 if self.group is None else dist.get_rank(self.group)
 
     @property
     def size(self) -> int:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mlcd_core.kmeans.assign import TILE_ROWS, Assigner
+from mlcd_core.kmeans.assign import TILE_ROWS
+from mlcd_core.kmeans.look import HashShare, Look
 from mlcd_core.kmeans.partial import PartialSums, Tally
 from mlcd_core.kmeans.points import Block, Points
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.state import CentroidState
-from mlcd_core.runtimes import SearchName
 
 
 @dataclass
@@ -36,24 +36,28 @@ class RowSummer:
     done_B: Tensor
     begun: PartialSums | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    search: SearchName = "auto"
     tile_rows: int = TILE_ROWS
     round_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
     before_block: Callable[[], None] = lambda: None
     labels: dict[int, Tensor] = field(default_factory=dict)
+    labelled: HashShare | None = None
 
-    def sum(self, state: CentroidState, save: Callable[[PartialSums], None] | None = None) -> PartialSums | None:
-        """Assign all rows to the state's centroids; the sums, on the first rank only.
+    def sum(
+        self, state: CentroidState, look: Look, save: Callable[[PartialSums], None] | None = None
+    ) -> PartialSums | None:
+        """Assign the rows of ``look`` to the state's centroids; the sums, on the first rank only.
 
         ``save`` is called there between two rounds.
         """
-        assigner = Assigner(state.centroids_KD.to(self.device), num_labels=1, search=self.search)
+        if look.sample != self.labelled:
+            self.labels.clear()
+        self.labelled = look.sample
         pending = deque(block for block in self.points.blocks if not self.done_B[block.number])
         # nobody else holds these sums: they are as big as memory allows
         total, self.begun, self.done_B = self.begun, None, torch.zeros_like(self.done_B)
         while True:
-            own = self._sum_round(pending, assigner, PartialSums.start(state, len(self.done_B), self.device))
+            own = self._sum_round(pending, look, PartialSums.start(state, len(self.done_B), self.device))
             num_left = int(self.ranks.sum(torch.tensor(len(pending))))
             own = _sum_on_first(own, self.ranks)
             if self.ranks.is_first:
@@ -64,33 +68,46 @@ class RowSummer:
             if total is not None and save is not None:
                 save(total)
 
-    def _sum_round(self, pending: deque[Block], assigner: Assigner, own: PartialSums) -> PartialSums:
+    def _sum_round(self, pending: deque[Block], look: Look, own: PartialSums) -> PartialSums:
         ends = self.clock() + self.round_seconds
         tally = own.tally
         while pending:
             self.before_block()
             block = pending.popleft()
-            tally += self._sum_block(block, assigner, own)
+            tally += self._sum_block(block, look, own)
             own.done_B[block.number] = True
             if self.clock() >= ends:
                 break
         return replace(own, tally=tally)
 
-    def _sum_block(self, block: Block, assigner: Assigner, own: PartialSums) -> Tally:
-        labels_N = torch.empty(block.num_rows, dtype=torch.int32, device=self.device)
+    def _sum_block(self, block: Block, look: Look, own: PartialSums) -> Tally:
+        read = look.rows_of(block)
+        labels_N = torch.empty(read.num_rows, dtype=torch.int32, device=self.device)
+        weights_N = None if read.weights_N is None else read.weights_N.to(self.device)
         num_exhaustive = 0
-        for rows, tile_BD in block.tiles(self.tile_rows):
+        for rows, tile_BD in read.tiles(self.tile_rows):
             rows_BD = tile_BD.to(self.device)
-            found = assigner.nearest(rows_BD)
-            labels_N[rows] = found.ids_NL[:, 0]
-            own.sums_KD.index_add_(0, labels_N[rows], rows_BD.double())
+            found = look.find(rows_BD)
+            labels_N[rows] = found.ids_B
+            values_BD = rows_BD.double()
+            if weights_N is not None:
+                values_BD *= weights_N[rows, None]
+            own.sums_KD.index_add_(0, found.ids_B, values_BD)
             num_exhaustive += found.num_exhaustive
-        own.counts_K.add_(torch.bincount(labels_N, minlength=len(own.counts_K)))
+        if weights_N is None:
+            own.counts_K.add_(torch.bincount(labels_N, minlength=len(own.counts_K)))
+        else:
+            own.counts_K.index_add_(0, labels_N, weights_N)
         before_N = self.labels.get(block.number)
         self.labels[block.number] = labels_N
-        if before_N is None:
-            return Tally(block.num_rows, 0, block.num_rows, num_exhaustive)
-        return Tally(block.num_rows, int((labels_N != before_N).sum()), 0, num_exhaustive)
+        probed, equal = look.probe.count(block, labels_N) if look.probe is not None else (0, 0)
+        unknown = read.weight if before_N is None else 0
+        changed = 0 if before_N is None else _weight(labels_N != before_N, weights_N)
+        return Tally(read.weight, changed, unknown, num_exhaustive, probed, equal)
+
+
+def _weight(mask_N: Tensor, weights_N: Tensor | None) -> int:
+    return int(mask_N.sum() if weights_N is None else weights_N[mask_N].sum())
 
 
 def _sum_on_first(own: PartialSums, ranks: Ranks) -> PartialSums:

@@ -77,6 +77,18 @@ def best_of(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist, num_lab
     return ids_BM.gather(1, order_BL), cosines_BM.gather(1, order_BL)
 
 
+def best_ids(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
+    """(ids_B int64, settled_B): the best candidate where float32 scores are enough to tell, without exact scores."""
+    error = float32_dot_error(rows_BD.shape[1])
+    scores_P = pair_dots(rows_BD.float(), centroids_KD, shortlist)
+    best_B = _columns(scores_P, shortlist, -torch.inf, at_least=1).amax(dim=1)
+    rows_P = shortlist.rows_P
+    close_P = scores_P >= best_B.index_select(0, rows_P) - 2 * error
+    num_close_B = torch.bincount(rows_P[close_P], minlength=len(rows_BD))
+    ids_B = torch.zeros_like(num_close_B).index_copy_(0, rows_P[close_P], shortlist.ids_P[close_P])
+    return ids_B, (num_close_B == 1) & (best_B.double() - error > shortlist.ceiling_B)
+
+
 def _narrowed(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist, num_labels: int) -> Shortlist:
     """Leave out candidates that L others beat even if every float32 score is wrong by as much as it can be."""
     scores_P = pair_dots(rows_BD.float(), centroids_KD, shortlist)

@@ -12,6 +12,7 @@ Shapes: B rows, K centroids, G groups of columns, D dims, L labels per row, P pa
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -81,35 +82,39 @@ class TileSearch:
         else:
             # the last group is filled up with the last centroid
             rows_KD = self._centroids_KD[ids_K.clamp(max=len(self._centroids_KD) - 1)] - self._mean_D
-        highest_G = torch.linalg.vector_norm(rows_KD, torch.inf, dim=1).view(-1, GROUP).amax(dim=1)
+        highest_G = rows_KD.abs().view(last_group - first_group, -1).amax(dim=1)
         step_G = _steps(highest_G, self._precision)
         values_KD, lost_K = _rounded(rows_KD, step_G.repeat_interleave(GROUP), self._precision)
         length_K = torch.linalg.vector_norm(rows_KD, dim=1) + lost_K
-        return _Tile(first_group, values_KD, step_G, _group_max(length_K), _group_max(lost_K))
+        length_G = length_K.view(-1, GROUP).amax(dim=1)
+        lost_G = 1.01 * lost_K.view(-1, GROUP).amax(dim=1) + ROUNDING
+        return _Tile(first_group, values_KD, step_G, length_G, lost_G)
 
     def _search_block(self, rows_BD: Tensor, num_labels: int) -> Shortlist:
         # scores, errors and bars are in units of each row's step, so that products need no scaling
-        step_B = _steps(torch.linalg.vector_norm(rows_BD, torch.inf, dim=1), self._precision)
+        step_B = _steps(rows_BD.abs().amax(dim=1), self._precision)
         values_BD, lost_B = _rounded(rows_BD, step_B, self._precision)
-        lost_B += _arithmetic_error(self._precision, rows_BD.shape[1])
+        # a score's error is at most the first number times the centroid's length plus the second times its loss
+        error_B2 = torch.stack([lost_B + _arithmetic_error(self._precision, rows_BD.shape[1]), torch.ones_like(step_B)])
+        error_B2 = (error_B2 / step_B).T
         best_BL = rows_BD.new_full((len(rows_BD), num_labels), -torch.inf)
         bar_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
         crowded_B = torch.zeros(len(rows_BD), dtype=torch.bool, device=rows_BD.device)
         most = 16 * num_labels + 64
         found = []
         for tile in self._tiles:
-            scores_BGC = self._product(values_BD, tile.values_KD).view(len(rows_BD), -1, GROUP)
+            scores_BGC = self._product(values_BD, tile.values_KD).view(len(rows_BD), len(tile.step_G), GROUP)
             maxima_BG = scores_BGC.amax(dim=2)
-            error_BG = (lost_B[:, None] * tile.length_G + (1.01 * tile.lost_G + ROUNDING)) / step_B[:, None]
             best_BL = _highest(best_BL, maxima_BG * tile.step_G, num_labels)
-            bar_B = torch.maximum(bar_B, best_BL.amin(dim=1) - self._slack * error_BG.amax(dim=1))
-            # what a column's score must be for its upper bound to reach the bar
-            needed_BG = _as_scores((bar_B[:, None] - error_BG) / tile.step_G, maxima_BG.dtype)
-            chosen_BG = maxima_BG >= needed_BG
-            crowded_B |= chosen_BG.sum(dim=1) > most
-            chosen_BG &= ~crowded_B[:, None]
-            found.append(_look_into(scores_BGC, chosen_BG, needed_BG, error_BG, tile))
-        pairs = found[0] if len(found) == 1 else _joined(found, bar_B)
+            bar_B = torch.maximum(bar_B, best_BL.amin(dim=1) - self._slack * (error_B2 @ tile.most_error_2))
+            needed_BG = tile.needed(bar_B, error_B2, scores_BGC.dtype)
+            chosen_P = _positions(maxima_BG >= needed_BG)
+            num_chosen_B = torch.bincount(chosen_P // len(tile.step_G), minlength=len(rows_BD))
+            crowded_B |= num_chosen_B > most
+            if crowded_B.any():
+                chosen_P = chosen_P[~crowded_B[chosen_P // len(tile.step_G)]]
+            found.append(_look_into(scores_BGC, chosen_P, needed_BG, tile))
+        pairs = found[0] if len(found) == 1 else _joined(found, self._tiles, bar_B, error_B2)
         crowded_B |= torch.bincount(pairs.rows_P, minlength=len(rows_BD)) > most
         if len(self._centroids_KD) % GROUP or crowded_B.any():
             pairs = pairs.where((pairs.ids_P < len(self._centroids_KD)) & ~crowded_B[pairs.rows_P])
@@ -139,44 +144,63 @@ class _Tile:
     length_G: Tensor
     lost_G: Tensor
 
+    @cached_property
+    def most_error_2(self) -> Tensor:
+        """The most length and loss of all groups."""
+        return torch.stack([self.length_G.amax(), self.lost_G.amax()])
+
+    @cached_property
+    def _per_step_4G(self) -> Tensor:
+        return torch.stack([torch.ones_like(self.step_G), -self.length_G, -self.lost_G, -self.step_G]) / self.step_G
+
+    def needed(self, bar_B: Tensor, error_B2: Tensor, dtype: torch.dtype) -> Tensor:
+        """What a column's score must reach for its upper bound to reach the bar: (bar - error) / step [B, G].
+
+        One step less for whole numbers, which are cut off towards zero.
+        """
+        is_whole = dtype == torch.int32
+        factors_B4 = torch.cat([bar_B[:, None], error_B2, torch.full_like(bar_B[:, None], float(is_whole))], dim=1)
+        needed_BG = factors_B4 @ self._per_step_4G
+        return needed_BG.clamp_(min=-(2.0**30)).int() if is_whole else needed_BG
+
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Candidates with the upper bounds of their scores, in units of the row's step."""
+    """Candidates with their scores."""
 
     rows_P: Tensor
     ids_P: Tensor
-    bounds_P: Tensor
+    scores_P: Tensor
 
     def where(self, kept_P: Tensor) -> "_Pairs":
-        return _Pairs(self.rows_P[kept_P], self.ids_P[kept_P], self.bounds_P[kept_P])
+        return _Pairs(self.rows_P[kept_P], self.ids_P[kept_P], self.scores_P[kept_P])
 
 
-def _look_into(scores_BGC: Tensor, chosen_BG: Tensor, needed_BG: Tensor, error_BG: Tensor, tile: _Tile) -> _Pairs:
+def _look_into(scores_BGC: Tensor, chosen_P: Tensor, needed_BG: Tensor, tile: _Tile) -> _Pairs:
     """The columns of the chosen groups that reach what is needed."""
     # index_select is four times faster than indexing
-    chosen_P = _positions(chosen_BG)
     scores_PC = scores_BGC.flatten(0, 1).index_select(0, chosen_P)
     hits_P = _positions(scores_PC >= needed_BG.flatten().index_select(0, chosen_P)[:, None])
-    rows_P = chosen_P // chosen_BG.shape[1]
-    groups_P = chosen_P - rows_P * chosen_BG.shape[1]
+    rows_P = chosen_P // needed_BG.shape[1]
+    groups_P = chosen_P - rows_P * needed_BG.shape[1]
     hit_P = hits_P >> GROUP_BITS
     ids_P = ((tile.first_group + groups_P) << GROUP_BITS).index_select(0, hit_P) + (hits_P & (GROUP - 1))
-    step_P = tile.step_G.index_select(0, groups_P).index_select(0, hit_P)
-    error_P = error_BG.flatten().index_select(0, chosen_P).index_select(0, hit_P)
-    bounds_P = scores_PC.flatten().index_select(0, hits_P) * step_P + error_P
-    return _Pairs(rows_P.index_select(0, hit_P), ids_P, bounds_P)
+    return _Pairs(rows_P.index_select(0, hit_P), ids_P, scores_PC.flatten().index_select(0, hits_P))
 
 
-def _joined(found: list[_Pairs], bar_B: Tensor) -> _Pairs:
+def _joined(found: list[_Pairs], tiles: list[_Tile], bar_B: Tensor, error_B2: Tensor) -> _Pairs:
     """The pairs of all tiles in row order, without those that the last bar leaves out."""
-    pairs = _Pairs(
-        torch.cat([pairs.rows_P for pairs in found]),
-        torch.cat([pairs.ids_P for pairs in found]),
-        torch.cat([pairs.bounds_P for pairs in found]),
+    kept = []
+    for pairs, tile in zip(found, tiles, strict=True):
+        groups_P = (pairs.ids_P >> GROUP_BITS) - tile.first_group
+        error_P2 = torch.stack([tile.length_G[groups_P], tile.lost_G[groups_P]], dim=1) * error_B2[pairs.rows_P]
+        kept.append(pairs.where(pairs.scores_P * tile.step_G[groups_P] + error_P2.sum(dim=1) >= bar_B[pairs.rows_P]))
+    joined = _Pairs(
+        torch.cat([pairs.rows_P for pairs in kept]),
+        torch.cat([pairs.ids_P for pairs in kept]),
+        torch.cat([pairs.scores_P for pairs in kept]),
     )
-    pairs = pairs.where(_positions(pairs.bounds_P >= bar_B[pairs.rows_P]))
-    return pairs.where(pairs.rows_P.sort(stable=True).indices)
+    return joined.where(joined.rows_P.sort(stable=True).indices)
 
 
 def _highest(best_BL: Tensor, scores_BG: Tensor, num_labels: int) -> Tensor:
@@ -206,10 +230,6 @@ def _rounded(rows_ND: Tensor, step_N: Tensor, precision: Precision) -> tuple[Ten
     return values_ND, torch.linalg.vector_norm(rows_ND - values_ND.float(), dim=1)
 
 
-def _group_max(values_K: Tensor) -> Tensor:
-    return values_K.view(-1, GROUP).amax(dim=1)
-
-
 def _arithmetic_error(precision: Precision, dim: int) -> float:
     """What a product may be off, as a share of a centroid's length; int8 products are exact."""
     if precision == "int8":
@@ -217,13 +237,6 @@ def _arithmetic_error(precision: Precision, dim: int) -> float:
     if precision == "float32":
         return float32_dot_error(dim)
     return ACCUMULATION * float32_dot_error(dim) + 1.01 * UNIT_ROUNDOFF[precision]
-
-
-def _as_scores(needed_BG: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded down to what scores can be."""
-    if dtype == torch.int32:
-        return needed_BG.floor().clamp(-(2.0**30), 2.0**30).int()
-    return needed_BG
 
 
 def _check_products(precision: Precision, device: torch.device) -> None:

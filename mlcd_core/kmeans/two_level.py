@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mlcd_core.hashing import splitmix64
+from mlcd_core.kmeans.assign import Assigner
 from mlcd_core.kmeans.centroids import next_centroids
 from mlcd_core.kmeans.look import Found, Look, exact_find
-from mlcd_core.kmeans.assign import Assigner
 from mlcd_core.kmeans.points import ArrayPoints
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.rounds import RowSummer
@@ -27,11 +27,14 @@ from mlcd_core.kmeans.state import CentroidState
 
 GROUP_ITERATIONS = 5
 INT8_STEPS = 127
+# CUDA divides by a number as by this, and the CPU does not: so that both get the same steps
+STEP_SHARE = 1 / INT8_STEPS
 # float32 arithmetic around the products is off by less than this, in cosine
 ROUNDING = 2.0**-20
 # float32 copies of so many rows stay in the cache: 1.7 times as fast as a whole tile
 QUANTISED_ROWS = 512
 NO_SCORE = -(2**31)
+MOST_SLACK = 2.0**30  # more than any two scores differ
 
 
 class TwoLevel:
@@ -46,7 +49,7 @@ class TwoLevel:
         self._members = groups.members
         self._probes = min(probes, len(groups.members))
         # scores of all centroids move alike when their mean is taken off, and what is left is smaller
-        mean_D = centroids_KD.mean(dim=0)
+        mean_D = (centroids_KD.sum(dim=0, dtype=torch.float64) / len(centroids_KD)).float()
         self._group_values_DG = _rounded_alike(groups.centers_GD - mean_D).values.T.contiguous()
         rounded = _rounded_alike(centroids_KD - mean_D)
         self._values_DM = [rounded.values[ids_M].T.contiguous() for ids_M in groups.members]
@@ -63,7 +66,7 @@ class TwoLevel:
         values_BD, step_B, lost_B = _rounded_each(points_BD)
         error_B = lost_B * self._longest + 1.01 * self._most_lost + ROUNDING
         # a score and the best may both be wrong, in opposite directions
-        slack_B = (2.01 * error_B / (step_B * self._step)).ceil().int() + 1
+        slack_B = (2.01 * error_B / (step_B * self._step)).ceil().clamp(max=MOST_SLACK).int() + 1
         groups_BP = self._nearest_groups(values_BD)
         best_B = torch.full_like(slack_B, NO_SCORE)
         # the nearest group first: few centroids of the others come near its best
@@ -159,7 +162,7 @@ class _Rounded:
 
 
 def _rounded_alike(rows_KD: Tensor) -> _Rounded:
-    step = rows_KD.abs().amax().clamp(min=1e-30) / INT8_STEPS
+    step = rows_KD.abs().amax().clamp(min=1e-30) * STEP_SHARE
     scaled_KD = rows_KD / step
     values_KD = scaled_KD.round()
     lost = torch.linalg.vector_norm(scaled_KD.sub_(values_KD), dim=1).amax() * step
@@ -175,7 +178,7 @@ def _rounded_each(points_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rounded_rows(rows_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    step_C = torch.linalg.vector_norm(rows_CD, torch.inf, dim=1) / INT8_STEPS
+    step_C = torch.linalg.vector_norm(rows_CD, torch.inf, dim=1) * STEP_SHARE
     scaled_CD = rows_CD.div_(step_C[:, None])
     values_CD = scaled_CD.round()
     lost_C = torch.linalg.vector_norm(scaled_CD.sub_(values_CD), dim=1) * step_C

@@ -4,7 +4,7 @@ import torch
 
 from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, fit, nearest_centroids
-from mlcd_core.kmeans.lloyd import is_converged
+from mlcd_core.kmeans.recipes import is_converged
 from tests.unit.kmeans import oracle
 
 
