@@ -100,6 +100,8 @@ class Assigner:
         assert self.num_labels == 1, f"ids are for one label, not {self.num_labels}"
         ids_B, settled_B = best_ids(points_BD, self.centroids_KD, self._first.propose(points_BD, 1))
         open_P = (~settled_B).nonzero()[:, 0]
+        if len(open_P) == 0:
+            return ids_B.int(), 0
         found = self.nearest(points_BD[open_P])
         ids_B[open_P] = found.ids_NL[:, 0].long()
         return ids_B.int(), found.num_exhaustive

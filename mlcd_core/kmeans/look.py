@@ -31,12 +31,7 @@ Find = Callable[[Tensor], Found]
 
 def exact_find(assigner: Assigner) -> Find:
     """The exact nearest of all centroids."""
-
-    def find(points_BD: Tensor) -> Found:
-        neighbors = assigner.nearest(points_BD)
-        return Found(neighbors.ids_NL[:, 0], neighbors.num_exhaustive)
-
-    return find
+    return lambda points_BD: Found(*assigner.ids(points_BD))
 
 
 @dataclass(frozen=True)
