@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlcd_core.errors import ConfigError
+from mlcd_core.specs import RecipeName
 
 PROCESS_BYTES = 300 * 10**6  # Python with torch and Arrow
 SCORE_BYTES = 64 * 2**20  # scores of one tile, their errors and what is chosen among them
@@ -43,6 +44,7 @@ def worker_bytes(
     workers: int = 1,
     device: Literal["cpu", "cuda"] = "cpu",
     saves_partial: bool = True,
+    recipe: RecipeName = "exact",
 ) -> MemoryPlan:
     """Plan for ``workers`` that share one memory and have ``rows`` rows in all, the first worker among them.
 
@@ -54,6 +56,8 @@ def worker_bytes(
     items = {
         "centroids": 4 * elements * workers,
         "coarse centroids": COARSE_BYTES[device] * elements * workers,
+        # float16 while they are grouped, int8 by group twice while that is made
+        "grouped centroids": 4 * elements * workers if recipe == "fast" else 0,
         "sums": 8 * (elements + num_centroids) * workers,
         "next centroids": 4 * elements * workers if on_host else 0,
         # as Arrow bytes, twice while they are written
@@ -63,7 +67,7 @@ def worker_bytes(
         "rows": 0 if on_host else 2 * rows * dim,
         "processes": PROCESS_BYTES * workers if on_host else 0,
     }
-    growing = ("centroids", "coarse centroids", "sums", "next centroids", "sums being saved")
+    growing = ("centroids", "coarse centroids", "grouped centroids", "sums", "next centroids", "sums being saved")
     return MemoryPlan(
         where="the machine's memory" if on_host else "the GPU's memory",
         items={name: size for name, size in items.items() if size},

@@ -40,6 +40,9 @@ class EmbedSpec(StageSpec):
     key_column: str = Field("key", description="string column that names the row; made from shard and row when absent")
 
 
+RecipeName = Literal["exact", "sample", "fast", "hierarchical"]
+
+
 class ClusterSpec(StageSpec):
     """Spherical k-means over the usable embeddings."""
 
@@ -50,7 +53,7 @@ class ClusterSpec(StageSpec):
     iterations: int = Field(20, ge=1, description="at most; of hierarchical: in each slice, and to merge them")
     tolerance: float = Field(1e-4, ge=0, description="stop when the objective improves by less than this share")
     seed: int = 0
-    recipe: Literal["exact", "sample", "fast", "hierarchical"] = Field(
+    recipe: RecipeName = Field(
         "exact", description="what iterations before the last final_iterations do: all exact, or one of three savings"
     )
     final_iterations: int = Field(
@@ -61,6 +64,11 @@ class ClusterSpec(StageSpec):
     sample_rows: int = Field(256, ge=4, description="of sample: rows used for each centroid, about, chosen by hash")
     probes: int = Field(8, ge=1, description="of fast: groups of centroids that a row looks at, at most all")
     slices: int = Field(4, ge=2, description="of hierarchical: parts of the rows that are clustered on their own first")
+
+    @property
+    def most_iterations(self) -> int:
+        """Iterations that a run ends with at the latest; those of slices and their merge are not counted."""
+        return self.final_iterations if self.recipe == "hierarchical" else self.iterations
 
 
 class LabelSpec(StageSpec):

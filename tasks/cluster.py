@@ -13,7 +13,7 @@ from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
 from tasks.cluster_actors import run_workers
-from tasks.cluster_links import seen_iterations
+from tasks.cluster_links import links_before, seen_iterations
 from tasks.cluster_worker import RankJob
 from tasks.progress import forwarded_events
 from tasks.run import Run
@@ -31,7 +31,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
 
     def make(job: Job) -> Made:
         dim = embedding_dim(run.files, embed.parts)
-        _check_memory(runtime, embed.usable, num_centroids, dim)
+        _check_memory(spec, runtime, embed.usable, num_centroids, dim)
         job.session.start()
         device, links = _device(runtime), work.links(job)
         with forwarded_events(job.report) as report:
@@ -40,7 +40,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
         last = links.open().newest()
         assert last is not None, "k-means ended without a link"
         seen = seen_iterations(last)
-        metrics = {**quality, **_seen_metrics(seen, quality["iterations"], embed.usable)}
+        metrics = {**quality, **_seen_metrics(seen, quality["iterations"])}
         notes = {"workers": runtime.workers, "device": device, **_measured(seen, num_centroids, dim)}
         return Made([last], metrics=metrics, notes=notes)
 
@@ -48,7 +48,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
         spec=spec,
         inputs={"embed": embed.digest},
         make=make,
-        last_number=spec.iterations * len(block_ranges(embed.parts)),
+        last_number=links_before(spec) + spec.most_iterations * len(block_ranges(embed.parts)),
     )
     return work
 
@@ -63,10 +63,12 @@ def _check_rows(spec: ClusterSpec, *, usable: int, data: str) -> None:
         )
 
 
-def _check_memory(runtime: ClusterRuntime, usable: int, num_centroids: int, dim: int) -> None:
+def _check_memory(spec: ClusterSpec, runtime: ClusterRuntime, usable: int, num_centroids: int, dim: int) -> None:
     """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
     if runtime.device != "cuda":
-        plan = worker_bytes(rows=usable, num_centroids=num_centroids, dim=dim, workers=runtime.workers)
+        plan = worker_bytes(
+            rows=usable, num_centroids=num_centroids, dim=dim, workers=runtime.workers, recipe=spec.recipe
+        )
         check_memory(plan, available_bytes())
 
 
@@ -83,13 +85,16 @@ def _device(runtime: ClusterRuntime) -> Literal["cpu", "cuda"]:
     return "cuda" if runtime.device != "cpu" and num_gpus >= runtime.workers else "cpu"
 
 
-def _seen_metrics(seen: Mapping[int, Mapping[str, Any]], iterations: int, num_rows: int) -> dict[str, Any]:
-    """Per iteration, None where it is not known: a stop inside an iteration forgets each row's cluster before."""
+def _seen_metrics(seen: Mapping[int, Mapping[str, Any]], iterations: int) -> dict[str, Any]:
+    """Per iteration, None where it is not known: a stop inside an iteration forgets each row's cluster before.
+
+    ``recall`` is that of an iteration of the recipe fast, None for others.
+    """
     rows = [seen.get(iteration, {}) for iteration in range(1, iterations + 1)]
-    exhaustive = [row.get("exhaustive_rows") for row in rows]
     return {
         "changed_share": [row.get("changed_share") for row in rows],
-        "certified_share": [None if number is None else 1 - number / num_rows for number in exhaustive],
+        "certified_share": [1 - row["exhaustive_rows"] / row["used_rows"] if row else None for row in rows],
+        "recall": [row.get("recall") for row in rows],
     }
 
 

@@ -15,7 +15,7 @@ from mlcd_core.events import Report, Value
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import LocalFiles, Part, Receipt
-from tasks.cluster_links import LinkWriter, read_state, read_sums
+from tasks.cluster_links import LinkWriter, links_before, read_parts, read_state, read_sums
 from tasks.work import ChainAddress
 
 if TYPE_CHECKING:
@@ -123,12 +123,14 @@ class ClusterWorker:
         from mlcd_core.kmeans.quality import size_quality
         from mlcd_core.kmeans.ranks import Ranks
 
-        job, is_first = self._job, self._rank == 0
-        assert isinstance(job.links.spec, ClusterSpec)
+        job, spec, is_first = self._job, self._job.links.spec, self._rank == 0
+        assert isinstance(spec, ClusterSpec)
         assert self._points is not None, "load comes first"
         chain = job.links.open()
         num_blocks = len(block_ranges(job.parts))
-        writer = LinkWriter(chain, newest, num_blocks=num_blocks, save_every=job.runtime.save_every)
+        writer = LinkWriter(
+            chain, newest, num_blocks=num_blocks, save_every=job.runtime.save_every, num_before=links_before(spec)
+        )
 
         def report(event: str, values: Mapping[str, Value]) -> None:
             writer.see(event, values)
@@ -141,12 +143,14 @@ class ClusterWorker:
 
         clustering = fit(
             self._points,
-            job.links.spec,
+            spec,
             group=dist.group.WORLD,
             resume=read_state(chain, newest),
             partial=read_sums(chain, newest) if is_first else None,
+            parts=read_parts(chain, newest),
             on_iteration=writer.end_iteration if is_first else None,
             on_partial=writer.save_partial,
+            on_parts=writer.save_parts if is_first else None,
             save_seconds=job.runtime.save_seconds,
             before_block=before_block,
             report=report,
@@ -181,11 +185,14 @@ class ClusterWorker:
 
     def _on_gpu(self, points: "Points", device: "torch.device") -> "Points":
         """The rows on this worker's GPU, as many as fit beside the rest. Raises ConfigError when that does not."""
+        spec = self._job.links.spec
+        assert isinstance(spec, ClusterSpec)
         plan = worker_bytes(
             rows=points.num_rows,
             num_centroids=self._job.num_centroids,
             dim=points.dim,
             device="cuda",
+            recipe=spec.recipe,
         )
         rest = replace(plan, items={name: size for name, size in plan.items.items() if name != "rows"})
         free = gpu_available_bytes(device.index)

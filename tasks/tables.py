@@ -25,11 +25,13 @@ def cluster_table(manifest: Manifest) -> list[tuple[str, str]]:
     quantiles = {name: metrics["size_quantiles"][name] for name in SIZE_QUANTILES}
     identical, of = metrics["identical_rows"], metrics["identical_of"]
     certified = [share for share in metrics["certified_share"] if share is not None]
+    recall = [share for share in metrics["recall"] if share is not None]
     return [
         (f"rows per cluster ({', '.join(quantiles)})", ", ".join(f"{size:,}" for size in quantiles.values())),
         ("imbalance, K sum(n^2) / N^2", f"{metrics['imbalance']:.3f}"),
         ("rows whose embedding another row has too", f"{identical:,}, from {of:,} rows looked at"),
         ("rows settled by the bound, worst iteration", f"{min(certified):.4%}" if certified else "-"),
+        *([("probed rows with their exact centroid, worst iteration", f"{min(recall):.2%}")] if recall else []),
         ("rows per second", f"{notes['rows_per_s']:,.0f}"),
         ("operations per second", f"{notes['flop_per_s']:.3g}"),
     ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mlcd_core.errors import ConfigError, TooFewRowsError
-from mlcd_core.events import Report
+from mlcd_core.events import Report, Value
 from mlcd_core.kmeans.points import ArrayPoints, Points
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.state import CentroidState
@@ -82,7 +82,7 @@ def merged_slices(
     level = spec.model_copy(update={"recipe": "exact"})
     done: Parts = ()
 
-    def fit_next(part: Points, num_centroids: int, what: str) -> CentroidState:
+    def fit_next(part: Points, num_rows: int, num_centroids: int, what: str) -> CentroidState:
         def on_iteration(state: CentroidState) -> None:
             if on_parts is not None:
                 on_parts((*done, state))
@@ -96,22 +96,22 @@ def merged_slices(
             ).state
         except TooFewRowsError as error:
             raise TooFewRowsError(f"{what} of a hierarchical clustering: {error}") from error
-        report(
-            "cluster.part",
-            {
-                "part": what,
-                "centroids": num_centroids,
-                "iterations": state.iteration,
-                "objective": state.objective[-1],
-            },
-        )
+        event: dict[str, Value] = {
+            "part": what,
+            "rows": num_rows,
+            "centroids": num_centroids,
+            "iterations": state.iteration,
+            "objective": state.objective[-1],
+        }
+        report("cluster.part", event)
         return state
 
     for each in slices:
         blocks = [block for block in points.blocks if block.number % spec.slices == each.number]
         name = f"slice {each.number + 1} of {spec.slices}"
-        done = (*done, fit_next(Points(blocks, points.dim), each.num_centroids, name))
-    return fit_next(_weighted_points(done, ranks), num_centroids, "the merge").centroids_KD
+        done = (*done, fit_next(Points(blocks, points.dim), each.num_rows, each.num_centroids, name))
+    num_merged = sum(int((state.counts_K > 0).sum()) for state in done)
+    return fit_next(_weighted_points(done, ranks), num_merged, num_centroids, "the merge").centroids_KD
 
 
 def _plan_slices(points: Points, spec: ClusterSpec, num_centroids: int, ranks: Ranks) -> list[_Slice]:

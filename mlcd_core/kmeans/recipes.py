@@ -73,9 +73,7 @@ class Recipe:
 
 def plan_recipe(spec: ClusterSpec, points: Points, num_centroids: int, num_rows: int, ranks: Ranks) -> Recipe:
     """Called on all ranks. ``iterations`` count both kinds; a sample that would be all rows is exact."""
-    if spec.recipe == "hierarchical":
-        return Recipe(spec, num_rows, 0, spec.final_iterations)
-    exact = Recipe(spec, num_rows, 0, spec.iterations)
+    exact = Recipe(spec, num_rows, 0, spec.most_iterations)
     most_cheap = max(0, spec.iterations - spec.final_iterations)
     most_exact = spec.iterations - most_cheap
     if spec.recipe == "fast":

@@ -8,6 +8,7 @@ id: where others come within the rounding error of the best rounded score, float
 Shapes: B rows of a tile, K centroids, G groups, M centroids of one group, D dims, P pairs of a row and a centroid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -33,7 +34,6 @@ STEP_SHARE = 1 / INT8_STEPS
 ROUNDING = 2.0**-20
 # float32 copies of so many rows stay in the cache: 1.7 times as fast as a whole tile
 QUANTISED_ROWS = 512
-NO_SCORE = -(2**31)
 MOST_SLACK = 2.0**30  # more than any two scores differ
 
 
@@ -50,8 +50,8 @@ class TwoLevel:
         self._probes = min(probes, len(groups.members))
         # scores of all centroids move alike when their mean is taken off, and what is left is smaller
         mean_D = (centroids_KD.sum(dim=0, dtype=torch.float64) / len(centroids_KD)).float()
-        self._group_values_DG = _rounded_alike(groups.centers_GD - mean_D).values.T.contiguous()
-        rounded = _rounded_alike(centroids_KD - mean_D)
+        self._group_values_DG = _rounded_alike(groups.centers_GD, mean_D).values.T.contiguous()
+        rounded = _rounded_alike(centroids_KD, mean_D)
         self._values_DM = [rounded.values[ids_M].T.contiguous() for ids_M in groups.members]
         self._step = rounded.step
         self._longest, self._most_lost = rounded.longest, rounded.most_lost
@@ -68,14 +68,10 @@ class TwoLevel:
         # a score and the best may both be wrong, in opposite directions
         slack_B = (2.01 * error_B / (step_B * self._step)).ceil().clamp(max=MOST_SLACK).int() + 1
         groups_BP = self._nearest_groups(values_BD)
-        best_B = torch.full_like(slack_B, NO_SCORE)
-        # the nearest group first: few centroids of the others come near its best
-        found = [
-            pairs
-            for groups in (groups_BP[:, :1], groups_BP[:, 1:])
-            for pairs in self._look_into(groups, values_BD, slack_B, best_B)
-        ]
-        rows_P, ids_P, scores_P = (torch.cat(column) for column in zip(*found, strict=True))
+        # few centroids of the other groups come near the best of the nearest one
+        needed_B = self._best_scores(groups_BP[:, 0], values_BD) - slack_B
+        rows_P, ids_P, scores_P = self._reaching(groups_BP, values_BD, needed_B)
+        best_B = needed_B.scatter_reduce(0, rows_P, scores_P, "amax")
         kept_P = scores_P >= (best_B - slack_B)[rows_P]
         return Found(self._best(points_BD, rows_P[kept_P], ids_P[kept_P]).int())
 
@@ -87,27 +83,33 @@ class TwoLevel:
         best_BP = (scores_BG * num_groups + reversed_G).topk(self._probes).values
         return num_groups - 1 - best_BP % num_groups
 
-    def _look_into(
-        self, groups_BP: Tensor, values_BD: Tensor, slack_B: Tensor, best_B: Tensor
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(rows, centroid ids, scores) that come near the best score of the row so far, which ``best_B`` keeps."""
-        order = groups_BP.flatten().argsort(stable=True)
-        counts_G = torch.bincount(groups_BP.flatten(), minlength=len(self._members)).tolist()
+    def _best_scores(self, groups_B: Tensor, values_BD: Tensor) -> Tensor:
+        """The best score of each row in one group."""
+        best_B = torch.empty(len(values_BD), dtype=torch.int32, device=values_BD.device)
+        for rows_R, values_DM in zip(self._by_group(groups_B[:, None]), self._values_DM, strict=True):
+            if len(rows_R) > 0:
+                best_B[rows_R] = _products(values_BD.index_select(0, rows_R), values_DM).amax(dim=1)
+        return best_B
+
+    def _reaching(self, groups_BP: Tensor, values_BD: Tensor, needed_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, centroid ids, scores) of the pairs whose score is what the row needs, or more."""
         found = []
-        for rows_R, ids_M, values_DM in zip(
-            torch.split(order // max(1, groups_BP.shape[1]), counts_G), self._members, self._values_DM, strict=True
-        ):
+        for rows_R, ids_M, values_DM in zip(self._by_group(groups_BP), self._members, self._values_DM, strict=True):
             if len(rows_R) == 0:
                 continue
             scores_RM = _products(values_BD.index_select(0, rows_R), values_DM)
-            best_R = torch.maximum(scores_RM.amax(dim=1), best_B.index_select(0, rows_R))
-            best_B[rows_R] = best_R
-            needed_R = best_R - slack_B.index_select(0, rows_R)
-            hits_P = _positions(scores_RM >= needed_R[:, None])
+            hits_P = _positions(scores_RM >= needed_B.index_select(0, rows_R)[:, None])
             hit_rows_P = hits_P // len(ids_M)
             hit_ids_P = ids_M.index_select(0, hits_P - hit_rows_P * len(ids_M))
             found.append((rows_R.index_select(0, hit_rows_P), hit_ids_P, scores_RM.flatten().index_select(0, hits_P)))
-        return found
+        rows_P, ids_P, scores_P = (torch.cat(column) for column in zip(*found, strict=True))
+        return rows_P, ids_P, scores_P
+
+    def _by_group(self, groups_BP: Tensor) -> Sequence[Tensor]:
+        """The rows that look at each group."""
+        counts_G = torch.bincount(groups_BP.flatten(), minlength=len(self._members))
+        rows = groups_BP.flatten().argsort(stable=True) // groups_BP.shape[1]
+        return torch.split(rows, counts_G.tolist())
 
     def _best(self, points_BD: Tensor, rows_P: Tensor, ids_P: Tensor) -> Tensor:
         num_centroids = len(self._centroids_KD)
@@ -161,13 +163,20 @@ class _Rounded:
     most_lost: Tensor
 
 
-def _rounded_alike(rows_KD: Tensor) -> _Rounded:
-    step = rows_KD.abs().amax().clamp(min=1e-30) * STEP_SHARE
-    scaled_KD = rows_KD / step
-    values_KD = scaled_KD.round()
-    lost = torch.linalg.vector_norm(scaled_KD.sub_(values_KD), dim=1).amax() * step
-    longest = torch.linalg.vector_norm(rows_KD, dim=1).amax() + lost
-    return _Rounded(values_KD.to(torch.int8), step, longest, lost)
+def _rounded_alike(rows_KD: Tensor, mean_D: Tensor) -> _Rounded:
+    """Rounds the rows without their mean, in chunks: float32 copies of all centroids are too much at a million."""
+    chunks = torch.split(rows_KD, QUANTISED_ROWS)
+    highest = torch.stack([(rows_CD - mean_D).abs().amax() for rows_CD in chunks]).amax()
+    step = highest.clamp(min=1e-30) * STEP_SHARE
+    values, longest, lost = [], [], []
+    for rows_CD in chunks:
+        scaled_CD = (rows_CD - mean_D).div_(step)
+        longest.append(torch.linalg.vector_norm(scaled_CD, dim=1).amax())
+        values_CD = scaled_CD.round()
+        lost.append(torch.linalg.vector_norm(scaled_CD.sub_(values_CD), dim=1).amax())
+        values.append(values_CD.to(torch.int8))
+    most_lost = torch.stack(lost).amax() * step
+    return _Rounded(torch.cat(values), step, torch.stack(longest).amax() * step + most_lost, most_lost)
 
 
 def _rounded_each(points_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ ROWS_ND = oracle.blobs(400, 9, 12, seed=0, noise=0.3)
 SPECS = {
     "sample": ClusterSpec(num_centroids=30, iterations=5, tolerance=0, recipe="sample", sample_rows=5),
     # so few that the sample is doubled, by what all ranks hold together
-    "tiny sample": ClusterSpec(num_centroids=1, iterations=3, tolerance=0, recipe="sample", sample_rows=4, seed=44),
+    "tiny sample": ClusterSpec(num_centroids=1, iterations=3, tolerance=0, recipe="sample", sample_rows=4, seed=5),
     "fast": ClusterSpec(num_centroids=30, iterations=5, tolerance=0, recipe="fast", probes=1),
     "hierarchical": ClusterSpec(num_centroids=30, iterations=3, recipe="hierarchical", final_iterations=2, slices=3),
 }
@@ -50,7 +50,7 @@ def run_in_worlds_of_one_to_three(group):
 
 def test_any_number_of_ranks_gives_the_bits_and_recall_of_one_process(tmp_path):
     expected = {name: run(fixed_blocks(0, 1), spec) for name, spec in SPECS.items()}
-    assert all(recall is not None and recall < 1 for recall in expected["fast"][1][:1])
+    assert [recall is None for recall in expected["fast"][1]] == [False] * 4 + [True]
     for rank, worlds in enumerate(run_ranks(run_in_worlds_of_one_to_three, 3, tmp_path)):
         assert len(worlds) == 3 - rank
         for world_size, results in worlds.items():

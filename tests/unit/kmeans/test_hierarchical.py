@@ -78,6 +78,7 @@ def test_events_name_the_parts():
     parts = [values for event, values in events if event == "cluster.part"]
     assert [part["part"] for part in parts] == ["slice 1 of 3", "slice 2 of 3", "slice 3 of 3", "the merge"]
     assert [part["centroids"] for part in parts] == [15, 13, 12, 20]
+    assert [part["rows"] for part in parts] == [150, 130, 120, 40]
     assert [event for event, _ in events if event != "cluster.part"] == ["cluster.iteration"] * 2
 
 

@@ -4,25 +4,32 @@ import pytest
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.runtimes import ClusterRuntime
+from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Manifest
 from tasks.artifacts import stage_markdown
 from tasks.cluster import _check_memory, _measured, _seen_metrics
 
 
 def seen(iteration: int, **values: float | None) -> dict[str, float | int | None]:
-    return {"iteration": iteration, "changed_share": 0.1, "exhaustive_rows": 5, "rows": 1000, "seconds": 2.0, **values}
+    made = {"changed_share": 0.1, "exhaustive_rows": 5, "recall": None, "rows": 1000, "used_rows": 1000, "seconds": 2.0}
+    return {"iteration": iteration, **made, **values}
 
 
 def test_a_plan_that_does_not_fit_in_memory_is_refused_with_its_numbers() -> None:
     with pytest.raises(ConfigError, match=r"clustering needs [\d.]+ GB .*centroids [\d.]+ GB.*cluster.num_centroids"):
-        _check_memory(ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
-    _check_memory(ClusterRuntime(), usable=6000, num_centroids=200, dim=128)
+        _check_memory(ClusterSpec(), ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
+    _check_memory(ClusterSpec(), ClusterRuntime(), usable=6000, num_centroids=200, dim=128)
+    with pytest.raises(ConfigError, match=r"grouped centroids [\d.]+ GB"):
+        _check_memory(ClusterSpec(recipe="fast"), ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
 
 
 def test_values_that_a_stop_made_unknown_are_none() -> None:
-    iterations = {2: seen(2, changed_share=None), 3: seen(3, exhaustive_rows=0)}
-    metrics = _seen_metrics(iterations, 3, num_rows=1000)
-    assert metrics == {"changed_share": [None, None, 0.1], "certified_share": [None, 0.995, 1.0]}
+    iterations = {2: seen(2, changed_share=None), 3: seen(3, exhaustive_rows=5, used_rows=50, recall=0.75)}
+    assert _seen_metrics(iterations, 3) == {
+        "changed_share": [None, None, 0.1],
+        "certified_share": [None, 0.995, 0.9],
+        "recall": [None, None, 0.75],
+    }
 
 
 def test_speed_counts_the_rows_that_were_summed_in_the_time_that_was_seen() -> None:
@@ -39,6 +46,7 @@ def test_artifact_shows_the_quality_of_a_clustering() -> None:
         "objective": [0.5, 0.25],
         "changed_share": [None, 0.125],
         "certified_share": [0.9, 1.0],
+        "recall": [0.75, None],
         "splits": [3, 0],
         "size_quantiles": dict(zip(("1 %", "25 %", "75 %", "99 %", "max", "median", "min"), range(7), strict=True)),
         "sizes": [[2, 3], [30, 1]],
@@ -53,6 +61,7 @@ def test_artifact_shows_the_quality_of_a_clustering() -> None:
         "| imbalance, K sum(n^2) / N^2 | 1.250 |",
         "| rows whose embedding another row has too | 12, from 1,500 rows looked at |",
         "| rows settled by the bound, worst iteration | 90.0000% |",
+        "| probed rows with their exact centroid, worst iteration | 75.00% |",
         "| rows per second | 1,234 |",
         "| 1 | 0.500000 | - | 3 | 90.000% |",
         "| 2 | 0.250000 | 12.500% | 0 | 100.000% |",

@@ -10,27 +10,36 @@ from mlcd_core.kmeans import ArrayPoints, fit
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Chain, LocalFiles, StageFolder
 from tasks.cluster_actors import death_reason
-from tasks.cluster_links import LinkWriter, read_state, read_sums, seen_iterations
+from tasks.cluster_links import LinkWriter, links_before, read_parts, read_state, read_sums, seen_iterations
 from tests.unit.kmeans import oracle
 
 SPEC = ClusterSpec(num_centroids=8, iterations=4, tolerance=0)
+HIERARCHICAL = SPEC.model_copy(update={"recipe": "hierarchical", "final_iterations": 2, "slices": 2})
 POINTS = ArrayPoints(oracle.blobs(150, 6, 5, seed=0), block_rows=40)
 NUM_BLOCKS = 4
 
 
-def chain(root: Path) -> Chain:
-    return Chain(StageFolder(LocalFiles(root), SPEC), {"embed": "e" * 64}, 1, SPEC.iterations * NUM_BLOCKS)
+def chain(root: Path, spec: ClusterSpec = SPEC) -> Chain:
+    last_number = links_before(spec) + spec.most_iterations * NUM_BLOCKS
+    return Chain(StageFolder(LocalFiles(root), spec), {"embed": "e" * 64}, 1, last_number)
 
 
 class StoppedError(Exception):
     """The run was stopped here."""
 
 
-def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save_seconds: float = 0) -> bytes:
+def run(
+    root: Path,
+    *,
+    spec: ClusterSpec = SPEC,
+    stop_after_blocks: int = 10**9,
+    save_every: int = 1,
+    save_seconds: float = 0,
+) -> bytes:
     """Go on from the newest link, save each round, and stop before a block."""
-    links, blocks = chain(root), count()
+    links, blocks = chain(root, spec), count()
     newest = links.newest()
-    writer = LinkWriter(links, newest, num_blocks=NUM_BLOCKS, save_every=save_every)
+    writer = LinkWriter(links, newest, num_blocks=NUM_BLOCKS, save_every=save_every, num_before=links_before(spec))
 
     def before_block() -> None:
         if next(blocks) == stop_after_blocks:
@@ -38,11 +47,13 @@ def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save
 
     clustering = fit(
         POINTS,
-        SPEC,
+        spec,
         resume=read_state(links, newest),
         partial=read_sums(links, newest),
+        parts=read_parts(links, newest),
         on_iteration=writer.end_iteration,
         on_partial=writer.save_partial,
+        on_parts=writer.save_parts,
         save_seconds=save_seconds,
         before_block=before_block,
         report=writer.see,
@@ -50,8 +61,8 @@ def run(root: Path, *, stop_after_blocks: int = 10**9, save_every: int = 1, save
     return clustering.state.to_arrow_bytes()
 
 
-def numbers(root: Path) -> list[int]:
-    links = chain(root)
+def numbers(root: Path, spec: ClusterSpec = SPEC) -> list[int]:
+    links = chain(root, spec)
     return [link.number for link in links._links(info.path for info in links.folder.files.list(links.folder.prefix))]
 
 
@@ -111,6 +122,21 @@ def test_a_stopped_run_without_partial_links_starts_its_iteration_again(tmp_path
     assert numbers(tmp_path) == [4, 8]
     assert run(tmp_path, save_seconds=1000) == fit(POINTS, SPEC).state.to_arrow_bytes()
     assert numbers(tmp_path) == [4, 8, 12, 16]
+
+
+def test_slices_of_a_stopped_hierarchical_run_are_kept(tmp_path: Path) -> None:
+    # two blocks a slice, one of merged centroids, four of all rows: each run begins where the last link is
+    stops = 0
+    while True:
+        try:
+            end = run(tmp_path, spec=HIERARCHICAL, stop_after_blocks=3)
+            break
+        except StoppedError:
+            stops += 1
+    assert end == fit(POINTS, HIERARCHICAL).state.to_arrow_bytes()
+    # four iterations of each slice and of the merge, then two of four blocks; no link was made twice
+    assert numbers(tmp_path, HIERARCHICAL) == list(range(1, 12 + 2 * 4 + 1))
+    assert 8 <= stops <= 12
 
 
 def test_a_death_for_memory_says_so() -> None:
