@@ -62,9 +62,7 @@ def test_memory_of_a_worker_counts_its_own_rows_and_all_centroids() -> None:
 
 
 def test_pinned_centroids_cost_one_assignment() -> None:
-    pinned = estimate_clustering(
-        num_rows=1000, dim=8, num_centroids=10, iterations=0, num_labels=2, workers=1
-    )
+    pinned = estimate_clustering(num_rows=1000, dim=8, num_centroids=10, iterations=0, num_labels=2, workers=1)
     assert pinned.total_flop == pinned.labels_flop == 160_000
     assert pinned.links_disk_bytes == 0
 
