@@ -127,7 +127,6 @@ def label_problem(rows: Rows, num_centroids: int) -> tuple[Rows, NDArray[np.floa
 Contender = Callable[[Rows, int, str], Outcome]
 KMEANS: dict[str, tuple[Contender, str]] = {
     "mlcd, int8 products (the default here)": (mlcd_kmeans, "int8"),
-    "mlcd, bfloat16 products": (mlcd_kmeans, "bfloat16"),
     "mlcd, float32 products": (mlcd_kmeans, "float32"),
     "faiss.Kmeans": (faiss_kmeans, ""),
     "faiss.SuperKmeans": (faiss_super_kmeans, ""),

@@ -25,7 +25,7 @@ from mlcd_core.kmeans.two_level import GROUP_ITERATIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "recipes.md"
 THREADS = 2
-NUM_ROWS, NUM_CENTROIDS, DIM = 100_000, 2048, 256
+NUM_ROWS, NUM_CENTROIDS, DIM = 200_000, 4096, 256
 ITERATIONS = 20
 EXACT_ITERATIONS = (1, 2, 3, 5, 10, ITERATIONS)
 FINAL_ITERATIONS = (1, 2, 3)
