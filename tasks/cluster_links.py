@@ -16,7 +16,7 @@ from mlcd_core.store import Chain, Part, Receipt
 
 if TYPE_CHECKING:
     from mlcd_core.kmeans import CentroidState, PartialSums
-    from mlcd_core.kmeans.hierarchical import Parts
+    from mlcd_core.kmeans.saving import Parts
 
 SEEN = ("iteration", "changed_share", "exhaustive_rows", "recall", "rows", "used_rows", "seconds")
 

@@ -118,7 +118,7 @@ class ClusterWorker:
     def _fit(self, attempt: int, newest: Receipt | None) -> dict[str, Any]:
         import torch.distributed as dist
 
-        from mlcd_core.kmeans import fit
+        from mlcd_core.kmeans import Saving, fit
         from mlcd_core.kmeans.identical import count_identical_rows
         from mlcd_core.kmeans.quality import size_quality
         from mlcd_core.kmeans.ranks import Ranks
@@ -141,18 +141,21 @@ class ClusterWorker:
             if self._left_attempt >= attempt:
                 raise WorkerLostError("told to leave: another k-means worker is lost")
 
+        saving = Saving(
+            read_partial=lambda: read_sums(chain, newest),
+            parts=read_parts(chain, newest),
+            on_partial=writer.save_partial,
+            on_parts=writer.save_parts if is_first else None,
+            save_seconds=job.runtime.save_seconds,
+            before_block=before_block,
+        )
         clustering = fit(
             self._points,
             spec,
             group=dist.group.WORLD,
             resume=read_state(chain, newest),
-            partial=read_sums(chain, newest) if is_first else None,
-            parts=read_parts(chain, newest),
+            saving=saving,
             on_iteration=writer.end_iteration if is_first else None,
-            on_partial=writer.save_partial,
-            on_parts=writer.save_parts if is_first else None,
-            save_seconds=job.runtime.save_seconds,
-            before_block=before_block,
             report=report,
             search=job.runtime.search,
             device=self._device(),

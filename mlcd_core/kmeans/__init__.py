@@ -8,6 +8,7 @@ from mlcd_core.kmeans.assign import Neighbors, nearest_centroids
 from mlcd_core.kmeans.lloyd import Clustering, fit
 from mlcd_core.kmeans.partial import PartialSums
 from mlcd_core.kmeans.points import ArrayPoints
+from mlcd_core.kmeans.saving import Saving
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.specs import ClusterSpec
 
@@ -18,6 +19,7 @@ __all__ = [
     "Clustering",
     "Neighbors",
     "PartialSums",
+    "Saving",
     "fit",
     "nearest_centroids",
 ]

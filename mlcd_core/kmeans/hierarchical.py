@@ -20,11 +20,10 @@ from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.events import Report, Value
 from mlcd_core.kmeans.points import ArrayPoints, Points
 from mlcd_core.kmeans.ranks import Ranks
+from mlcd_core.kmeans.saving import Parts
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.tables import BLOCK_ROWS
-
-Parts = tuple[CentroidState, ...]
 
 
 class Fitted(Protocol):

@@ -9,8 +9,6 @@ Shapes: N rows of this rank, K centroids, D dims, B blocks.
 """
 
 import functools
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,18 +21,18 @@ from mlcd_core.events import Report, Value, silent
 from mlcd_core.kmeans.assign import TILE_ROWS
 from mlcd_core.kmeans.centroids import centroids_on_grid, next_centroids
 from mlcd_core.kmeans.exact import MAX_CLUSTER_ROWS, mean_distance
-from mlcd_core.kmeans.hierarchical import Parts, merged_slices
+from mlcd_core.kmeans.hierarchical import FitPart, merged_slices
+from mlcd_core.kmeans.look import Look
 from mlcd_core.kmeans.partial import PartialSums, Tally
 from mlcd_core.kmeans.points import Points, Rows
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.recipes import plan_recipe
 from mlcd_core.kmeans.rounds import RowSummer
+from mlcd_core.kmeans.saving import UNDISTURBED, Saving
 from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.runtimes import SearchName
 from mlcd_core.specs import ClusterSpec
-
-SAVE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -78,32 +76,19 @@ def fit(
     init_KD: Rows | None = None,
     group: dist.ProcessGroup | None = None,
     resume: CentroidState | None = None,
-    partial: PartialSums | None = None,
-    parts: Parts = (),
+    saving: Saving = UNDISTURBED,
     on_iteration: Callable[[CentroidState], None] | None = None,
-    on_partial: Callable[[CentroidState, PartialSums], None] | None = None,
-    on_parts: Callable[[Parts], None] | None = None,
-    save_seconds: float = SAVE_SECONDS,
-    before_block: Callable[[], None] = lambda: None,
     report: Report = silent,
-    clock: Callable[[], float] = time.monotonic,
     search: SearchName = "auto",
     tile_rows: int = TILE_ROWS,
     device: torch.device | str = "cpu",
 ) -> Clustering:
     """Cluster the rows of all ranks of ``group``; every rank returns the same centroids, objective and counts.
 
-    A rank may have no rows. Starts from ``resume``, else ``init_KD``, else hash-ranked distinct rows; going on from a
-    state gives the bits of the undisturbed run. With tolerance 0 all iterations run. ``on_iteration`` and ``report``
-    are called on every rank after each iteration.
-
-    With ``on_partial`` (on all ranks or none) the first rank calls it with what a longer iteration has summed, about
-    every ``save_seconds``, beside the state it began from. ``resume`` with ``partial`` (read on the first rank) goes on
-    from there; block numbers must differ between ranks then. ``before_block`` may raise to leave.
-
-    The recipe ``hierarchical``, whose slices of the rows go by block number, calls ``on_parts`` on every rank with the
-    states of its slices so far (``hierarchical``); ``parts`` goes on from them. ``Clustering`` and ``on_iteration`` are
-    about the iterations over all rows that follow.
+    A rank may have no rows. Starts from ``resume``, else ``init_KD``, else what the recipe says: merged slices or
+    hash-ranked distinct rows. Going on from a state, or inside an iteration (``saving``), gives the bits of the
+    undisturbed run. With tolerance 0 all iterations run. ``on_iteration`` and ``report`` are called on every rank after
+    each iteration over all rows; those of slices go to ``saving`` alone.
 
     TooFewRowsError, ConfigError, DataError: on every rank. WorkerLostError: another rank died.
     """
@@ -111,79 +96,89 @@ def fit(
     num_rows = _count_rows(points, ranks)
     num_centroids = choose_num_centroids(spec, num_rows)
     recipe = plan_recipe(spec, points, num_centroids, num_rows, ranks)
-    if resume is not None:
-        state = _checked(resume, (num_centroids, points.dim), num_rows)
-    else:
-        if init_KD is not None:
-            start_KD = _given(init_KD, (num_centroids, points.dim))
-        elif spec.recipe == "hierarchical":
-            _check_block_owners(points, _count_blocks(points, ranks), ranks)
-            fit_part = functools.partial(
-                fit, group=group, before_block=before_block, search=search, tile_rows=tile_rows, device=device
-            )
-            start_KD = merged_slices(
-                points, spec, num_centroids, ranks, fit_part, saved=parts, on_parts=on_parts, report=report
-            )
-        else:
-            start_KD = first_distinct_rows(points, num_centroids, spec.seed, ranks)
+    if resume is None:
+        part_saving = Saving(before_block=saving.before_block)
+        fit_part = functools.partial(
+            fit, group=group, saving=part_saving, search=search, tile_rows=tile_rows, device=device
+        )
+        start_KD = _start(points, spec, num_centroids, ranks, init_KD, fit_part, saving, report)
         state = CentroidState.start(ranks.broadcast(start_KD), num_rows)
-    done_B = _done_blocks(points, state, partial, ranks, is_saved=on_partial is not None)
-    summer = RowSummer(
-        points,
-        ranks,
-        done_B=done_B,
-        begun=partial if ranks.is_first else None,
-        device=torch.device(device),
-        tile_rows=tile_rows,
-        round_seconds=math.inf if on_partial is None else save_seconds,
-        clock=clock,
-        before_block=before_block,
-    )
-    rows_before = partial.tally.rows if partial else 0
-    del partial  # the summer's alone: the next sums need its memory
+    else:
+        state = _checked(resume, (num_centroids, points.dim), num_rows)
+    summer = _begun_summer(points, state, ranks, saving, torch.device(device), tile_rows)
     changed_shares: list[float | None] = []
     while not recipe.is_over(state.objective):
-        started_s = clock()
+        started_s = saving.clock()
         look = recipe.look(state, summer.device, search)
-        sums = summer.sum(state, look, None if on_partial is None else functools.partial(on_partial, state))
-        numbers = torch.zeros(1 + len(vars(Tally())), dtype=torch.float64)
-        centroids_KD, counts_K = torch.empty_like(state.centroids_KD), torch.empty_like(state.counts_K)
-        if sums is not None:
-            tally, counts_K = sums.tally, sums.counts_K
-            assert tally.rows == look.num_rows, f"{tally.rows} rows were summed of {look.num_rows}"
-            assert int(counts_K.max()) < MAX_CLUSTER_ROWS, "float64 sums are exact for 2^28 rows per cluster"
-            objective = mean_distance(sums.sums_KD, state.centroids_KD, look.num_rows)
-            centroids_KD = next_centroids(sums.sums_KD, counts_K, state.centroids_KD)
-            summed_here = replace(tally, rows=tally.rows - rows_before)
-            numbers = torch.tensor([objective, *vars(summed_here).values()], dtype=torch.float64)
-            rows_before = 0
-        del sums
-        objective, *counted = ranks.broadcast(numbers).tolist()
-        tally = Tally(*map(int, counted))
-        counts_K = ranks.broadcast(counts_K)
-        state = CentroidState(
-            num_rows=num_rows,
-            centroids_KD=ranks.broadcast(centroids_KD),
-            counts_K=counts_K,
-            objective=(*state.objective, objective),
-            splits=(*state.splits, int((counts_K == 0).sum())),
-        )
-        changed_shares.append(None if tally.unknown else tally.changed / look.num_rows)
-        event: dict[str, Value] = {
-            "iteration": state.iteration,
-            "objective": state.objective[-1],
-            "changed_share": changed_shares[-1],
-            "splits": state.splits[-1],
-            "exhaustive_rows": tally.exhaustive,
-            "rows": tally.rows,
-            "used_rows": look.num_rows,
-            "recall": tally.equal / tally.probed if tally.probed else None,
-            "seconds": clock() - started_s,
-        }
-        report("cluster.iteration", event)
+        num_before = summer.num_rows_begun
+        sums = summer.sum(state, look, saving.save_after(state))
+        update = _update(state, look, sums, num_before)
+        del sums  # the next ones need their memory
+        update = update.of_first(ranks)
+        state = update.applied_to(state)
+        changed_shares.append(update.changed_share(look))
+        report("cluster.iteration", _event(state, look, update, saving.clock() - started_s))
         if on_iteration is not None:
             on_iteration(state)
     return Clustering(state, recipe.has_converged(state.objective), tuple(changed_shares))
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What an iteration comes to: the next centroids, the counts and objective of the last, and the rows summed now."""
+
+    centroids_KD: Tensor
+    counts_K: Tensor
+    objective: float
+    tally: Tally
+
+    def of_first(self, ranks: Ranks) -> "_Update":
+        """The first rank's, on all."""
+        numbers = torch.tensor([self.objective, *vars(self.tally).values()], dtype=torch.float64)
+        objective, *counted = ranks.broadcast(numbers).tolist()
+        counts_K = ranks.broadcast(self.counts_K)
+        return _Update(ranks.broadcast(self.centroids_KD), counts_K, objective, Tally(*map(int, counted)))
+
+    def applied_to(self, state: CentroidState) -> CentroidState:
+        """The state one iteration later."""
+        return CentroidState(
+            num_rows=state.num_rows,
+            centroids_KD=self.centroids_KD,
+            counts_K=self.counts_K,
+            objective=(*state.objective, self.objective),
+            splits=(*state.splits, int((self.counts_K == 0).sum())),
+        )
+
+    def changed_share(self, look: Look) -> float | None:
+        """Rows that changed cluster, of all that were read; None: not known of each."""
+        return None if self.tally.unknown else self.tally.changed / look.num_rows
+
+
+def _update(state: CentroidState, look: Look, sums: PartialSums | None, num_before: int) -> _Update:
+    """Of the first rank's sums, ``num_before`` rows of which were summed before a stop; without sums only shapes."""
+    if sums is None:
+        return _Update(torch.empty_like(state.centroids_KD), torch.empty_like(state.counts_K), 0.0, Tally())
+    tally, counts_K = sums.tally, sums.counts_K
+    assert tally.rows == look.num_rows, f"{tally.rows} rows were summed of {look.num_rows}"
+    assert int(counts_K.max()) < MAX_CLUSTER_ROWS, "float64 sums are exact for 2^28 rows per cluster"
+    objective = mean_distance(sums.sums_KD, state.centroids_KD, look.num_rows)
+    centroids_KD = next_centroids(sums.sums_KD, counts_K, state.centroids_KD)
+    return _Update(centroids_KD, counts_K, objective, replace(tally, rows=tally.rows - num_before))
+
+
+def _event(state: CentroidState, look: Look, update: _Update, seconds: float) -> dict[str, Value]:
+    tally = update.tally
+    return {
+        "iteration": state.iteration,
+        "objective": state.objective[-1],
+        "changed_share": update.changed_share(look),
+        "splits": state.splits[-1],
+        "exhaustive_rows": tally.exhaustive,
+        "rows": tally.rows,
+        "used_rows": look.num_rows,
+        "recall": tally.equal / tally.probed if tally.probed else None,
+        "seconds": seconds,
+    }
 
 
 def _count_rows(points: Points, ranks: Ranks) -> int:
@@ -193,6 +188,27 @@ def _count_rows(points: Points, ranks: Ranks) -> int:
             f"the ranks hold (rows, dims) {shapes}; expected equal dims: a rank without rows passes an empty [0, dims]"
         )
     return sum(num_rows for num_rows, _ in shapes)
+
+
+def _start(
+    points: Points,
+    spec: ClusterSpec,
+    num_centroids: int,
+    ranks: Ranks,
+    init_KD: Rows | None,
+    fit_part: FitPart,
+    saving: Saving,
+    report: Report,
+) -> Tensor:
+    """The first centroids; only the first rank's count."""
+    if init_KD is not None:
+        return _given(init_KD, (num_centroids, points.dim))
+    if spec.recipe == "hierarchical":
+        _check_block_owners(points, _count_blocks(points, ranks), ranks)
+        return merged_slices(
+            points, spec, num_centroids, ranks, fit_part, saved=saving.parts, on_parts=saving.on_parts, report=report
+        )
+    return first_distinct_rows(points, num_centroids, spec.seed, ranks)
 
 
 def _given(init_KD: Rows, shape: tuple[int, int]) -> Tensor:
@@ -215,6 +231,24 @@ def _checked(resume: CentroidState, shape: tuple[int, int], num_rows: int) -> Ce
     return resume
 
 
+def _begun_summer(
+    points: Points, state: CentroidState, ranks: Ranks, saving: Saving, device: torch.device, tile_rows: int
+) -> RowSummer:
+    """Goes on from the saved sums, which it alone holds from here on."""
+    partial = saving.read_partial() if ranks.is_first else None
+    return RowSummer(
+        points,
+        ranks,
+        done_B=_done_blocks(points, state, partial, ranks, is_saved=saving.on_partial is not None),
+        begun=partial,
+        device=device,
+        tile_rows=tile_rows,
+        round_seconds=saving.round_seconds,
+        clock=saving.clock,
+        before_block=saving.before_block,
+    )
+
+
 def _done_blocks(
     points: Points, state: CentroidState, partial: PartialSums | None, ranks: Ranks, *, is_saved: bool
 ) -> Tensor:
@@ -234,7 +268,7 @@ def _done_blocks(
     if is_begun or is_saved:
         _check_block_owners(points, num_blocks, ranks)
     done_B = torch.zeros(num_blocks, dtype=torch.int32)
-    if partial is not None and ranks.is_first:
+    if partial is not None:
         done_B = partial.done_B.int()
     return ranks.broadcast(done_B).bool()
 

@@ -43,6 +43,11 @@ class RowSummer:
     labels: dict[int, Tensor] = field(default_factory=dict)
     labelled: HashShare | None = None
 
+    @property
+    def num_rows_begun(self) -> int:
+        """Rows that the next sum begins with."""
+        return 0 if self.begun is None else self.begun.tally.rows
+
     def sum(
         self, state: CentroidState, look: Look, save: Callable[[PartialSums], None] | None = None
     ) -> PartialSums | None:

@@ -30,8 +30,8 @@ TILE_CENTROIDS = 8192
 # scores held at once: 16 MiB stay in the last cache
 SCORE_ELEMENTS = 2**22
 INT8_STEPS = 127
-# the float32 arithmetic around the scores is off by less than this, in cosine
-ROUNDING = 2.0**-20
+# the float32 arithmetic around the scores is off by less than this, in cosine: that of steps, lengths and losses too
+ROUNDING = 2.0**-18
 UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 # tensor cores may truncate where the bound counts on rounding, and add in blocks
 ACCUMULATION = 4.0
@@ -108,7 +108,7 @@ class TileSearch:
             best_BL = _highest(best_BL, maxima_BG * tile.step_G, num_labels)
             bar_B = torch.maximum(bar_B, best_BL.amin(dim=1) - self._slack * (error_B2 @ tile.most_error_2))
             needed_BG = tile.needed(bar_B, error_B2, scores_BGC.dtype)
-            chosen_P = _positions(maxima_BG >= needed_BG)
+            chosen_P = positions(maxima_BG >= needed_BG)
             num_chosen_B = torch.bincount(chosen_P // len(tile.step_G), minlength=len(rows_BD))
             crowded_B |= num_chosen_B > most
             if crowded_B.any():
@@ -180,7 +180,7 @@ def _look_into(scores_BGC: Tensor, chosen_P: Tensor, needed_BG: Tensor, tile: _T
     """The columns of the chosen groups that reach what is needed."""
     # index_select is four times faster than indexing
     scores_PC = scores_BGC.flatten(0, 1).index_select(0, chosen_P)
-    hits_P = _positions(scores_PC >= needed_BG.flatten().index_select(0, chosen_P)[:, None])
+    hits_P = positions(scores_PC >= needed_BG.flatten().index_select(0, chosen_P)[:, None])
     rows_P = chosen_P // needed_BG.shape[1]
     groups_P = chosen_P - rows_P * needed_BG.shape[1]
     hit_P = hits_P >> GROUP_BITS
@@ -209,13 +209,14 @@ def _highest(best_BL: Tensor, scores_BG: Tensor, num_labels: int) -> Tensor:
     return torch.cat([best_BL, scores_BG], dim=1).topk(num_labels, sorted=False).values
 
 
-def _positions(mask: Tensor) -> Tensor:
+def positions(mask: Tensor) -> Tensor:
     """Flat positions of True. numpy finds them three times faster than torch on the CPU."""
     return mask.flatten().nonzero()[:, 0] if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def _steps(highest_N: Tensor, precision: Precision) -> Tensor:
-    return highest_N.clamp(min=1e-30) / INT8_STEPS if precision == "int8" else torch.ones_like(highest_N)
+    # elements below 2^-24 are no more than the grid's step
+    return highest_N.clamp(min=2.0**-24) / INT8_STEPS if precision == "int8" else torch.ones_like(highest_N)
 
 
 def _rounded(rows_ND: Tensor, step_N: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:

@@ -12,26 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mlcd_core.hashing import splitmix64
 from mlcd_core.kmeans.assign import Assigner
 from mlcd_core.kmeans.centroids import next_centroids
+from mlcd_core.kmeans.exact import GRID_STEP
 from mlcd_core.kmeans.look import Found, Look, exact_find
 from mlcd_core.kmeans.points import ArrayPoints
 from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.rounds import RowSummer
 from mlcd_core.kmeans.shortlist import Shortlist, best_of, offsets
 from mlcd_core.kmeans.state import CentroidState
+from mlcd_core.kmeans.tile_search import INT8_STEPS, ROUNDING, positions
 
 GROUP_ITERATIONS = 5
-INT8_STEPS = 127
 # CUDA divides by a number as by this, and the CPU does not: so that both get the same steps
 STEP_SHARE = 1 / INT8_STEPS
-# float32 arithmetic around the products is off by less than this, in cosine
-ROUNDING = 2.0**-20
 # float32 copies of so many rows stay in the cache: 1.7 times as fast as a whole tile
 QUANTISED_ROWS = 512
 MOST_SLACK = 2.0**30  # more than any two scores differ
@@ -98,7 +96,7 @@ class TwoLevel:
             if len(rows_R) == 0:
                 continue
             scores_RM = _products(values_BD.index_select(0, rows_R), values_DM)
-            hits_P = _positions(scores_RM >= needed_B.index_select(0, rows_R)[:, None])
+            hits_P = positions(scores_RM >= needed_B.index_select(0, rows_R)[:, None])
             hit_rows_P = hits_P // len(ids_M)
             hit_ids_P = ids_M.index_select(0, hits_P - hit_rows_P * len(ids_M))
             found.append((rows_R.index_select(0, hit_rows_P), hit_ids_P, scores_RM.flatten().index_select(0, hits_P)))
@@ -167,7 +165,7 @@ def _rounded_alike(rows_KD: Tensor, mean_D: Tensor) -> _Rounded:
     """Rounds the rows without their mean, in chunks: float32 copies of all centroids are too much at a million."""
     chunks = torch.split(rows_KD, QUANTISED_ROWS)
     highest = torch.stack([(rows_CD - mean_D).abs().amax() for rows_CD in chunks]).amax()
-    step = highest.clamp(min=1e-30) * STEP_SHARE
+    step = highest.clamp(min=GRID_STEP) * STEP_SHARE
     values, longest, lost = [], [], []
     for rows_CD in chunks:
         scaled_CD = (rows_CD - mean_D).div_(step)
@@ -201,8 +199,3 @@ def _products(left_BD: Tensor, right_DM: Tensor) -> Tensor:
     fits = left_BD.shape[1] * INT8_STEPS**2 < 2**24
     dtype = torch.float32 if fits else torch.float64
     return (left_BD.to(dtype) @ right_DM.to(dtype)).int()
-
-
-def _positions(mask: Tensor) -> Tensor:
-    # numpy finds them three times faster than torch on the CPU
-    return mask.flatten().nonzero()[:, 0] if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from mlcd_core.errors import ConfigError, DataError, TooFewRowsError, WorkerLostError
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, fit
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, Saving, fit
 from mlcd_core.kmeans.points import Points
 from tests.distributed.harness import RankFailedError, run_ranks
 from tests.unit.kmeans import oracle
@@ -110,7 +110,7 @@ def fixed_blocks(rank, world_size):
     return Points(every.blocks[rank::world_size], every.dim)
 
 
-def fit_with_partials(rank, world_size, group, resume=None, partial=None):
+def fit_with_partials(rank, world_size, group, resume, read_partial):
     """The end state, and on the first rank all (state, partial) that were saved; each rank's clock is its own."""
     saved, clock = [], itertools.count(step=rank + 1)
     clustering = fit(
@@ -118,12 +118,19 @@ def fit_with_partials(rank, world_size, group, resume=None, partial=None):
         SPEC,
         group=group,
         resume=resume,
-        partial=partial,
-        on_partial=lambda state, partial: saved.append((state.to_arrow_bytes(), partial.to_arrow_bytes())),
-        save_seconds=3,
-        clock=clock.__next__,
+        saving=Saving(
+            read_partial=read_partial,
+            on_partial=lambda state, partial: saved.append((state.to_arrow_bytes(), partial.to_arrow_bytes())),
+            save_seconds=3,
+            clock=clock.__next__,
+        ),
     )
     return clustering.state.to_arrow_bytes(), saved
+
+
+def read_on_first(rank, data):
+    assert rank == 0, "the first rank alone has the sums"
+    return PartialSums.from_arrow_bytes(data) if data else None
 
 
 def stop_and_go_on_in_other_worlds(seed, group):
@@ -133,14 +140,13 @@ def stop_and_go_on_in_other_worlds(seed, group):
         world = dist.new_group(list(range(world_size)))
         dist.broadcast_object_list(begun, src=0, group=group)
         if rank < world_size:
-            state, partial = (None, None) if begun[0] is None else begun[0]
+            state, sums = (None, None) if begun[0] is None else begun[0]
             data, saved = fit_with_partials(
                 rank,
                 world_size,
                 world,
                 resume=CentroidState.from_arrow_bytes(state) if state else None,
-                # the first rank alone has the sums
-                partial=PartialSums.from_arrow_bytes(partial) if partial and rank == 0 else None,
+                read_partial=lambda data=sums: read_on_first(rank, data),
             )
             results[f"{len(results)}: {world_size}"] = list(data)
             begun = [draw.choice(saved[: len(saved) // 2 + 1])] if saved else begun
@@ -158,7 +164,8 @@ def test_iterations_stopped_anywhere_go_on_with_any_number_of_ranks(tmp_path, se
 
 def saves_without_block_numbers(group):
     rank = dist.get_rank(group)
-    return error_text(lambda: fit(shard(rank, 2), SPEC, group=group, on_partial=lambda state, partial: None))
+    saving = Saving(on_partial=lambda state, partial: None)
+    return error_text(lambda: fit(shard(rank, 2), SPEC, group=group, saving=saving))
 
 
 def test_saving_sums_asks_for_blocks_that_differ_between_ranks(tmp_path):
@@ -176,7 +183,7 @@ def leave_in_the_second_iteration(group):
             raise InterruptedError
 
     try:
-        fit(fixed_blocks(rank, 3), SPEC, group=world, before_block=before_block)
+        fit(fixed_blocks(rank, 3), SPEC, group=world, saving=Saving(before_block=before_block))
     except (WorkerLostError, InterruptedError) as error:
         answer = type(error).__name__
     dist.destroy_process_group(world)

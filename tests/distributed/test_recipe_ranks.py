@@ -3,7 +3,7 @@
 import torch.distributed as dist
 
 from mlcd_core.errors import ConfigError
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, fit
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, Saving, fit
 from mlcd_core.kmeans.points import Points
 from tests.distributed.harness import run_ranks
 from tests.unit.kmeans import oracle
@@ -23,16 +23,18 @@ def fixed_blocks(rank, world_size):
     return Points(every.blocks[rank::world_size], every.dim)
 
 
-def run(points, spec, group=None, **options):
+def run(points, spec, group=None, saved=()):
     """(end state, recall of each iteration, states of the parts so far at each call)"""
     recalls, parts = [], []
+    saving = Saving(
+        parts=saved, on_parts=lambda states: parts.append([list(state.to_arrow_bytes()) for state in states])
+    )
     clustering = fit(
         points,
         spec,
         group=group,
         report=lambda event, values: recalls.append(values["recall"]) if event == "cluster.iteration" else None,
-        on_parts=lambda states: parts.append([list(state.to_arrow_bytes()) for state in states]),
-        **options,
+        saving=saving,
     )
     return list(clustering.state.to_arrow_bytes()), recalls, parts
 
@@ -73,12 +75,12 @@ def stop_and_go_on_with_others(group):
                     raise InterruptedError
 
             try:
-                fit(fixed_blocks(rank, 2), SPECS["hierarchical"], group=pair, on_parts=on_parts)
+                fit(fixed_blocks(rank, 2), SPECS["hierarchical"], group=pair, saving=Saving(on_parts=on_parts))
             except InterruptedError:
                 saved = [[state.to_arrow_bytes() for state in calls[-1]]]
         dist.broadcast_object_list(saved, src=0, group=group)
         parts = tuple(CentroidState.from_arrow_bytes(data) for data in saved[0])
-        end, _, more = run(fixed_blocks(rank, 3), SPECS["hierarchical"], group, parts=parts)
+        end, _, more = run(fixed_blocks(rank, 3), SPECS["hierarchical"], group, saved=parts)
         answers.append([end, len(more)])
     return answers
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mlcd_core.errors import ConfigError, TooFewRowsError
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, fit
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, Saving, fit
 from tests.unit.kmeans import oracle
 
 ROWS_ND = oracle.normalised_rows(oracle.blobs(400, 10, 12, seed=0, noise=0.4))
@@ -45,14 +45,13 @@ def test_slices_merge_by_weight_and_all_rows_follow_as_in_the_oracle():
 @pytest.mark.parametrize("tolerance", [0.0, 0.05])
 def test_stop_in_any_part_loses_one_iteration_of_it(tolerance):
     saved = []
-    expected = fit(POINTS, spec(tolerance=tolerance), on_parts=lambda parts: saved.append(to_bytes(parts)))
+    saving = Saving(on_parts=lambda parts: saved.append(to_bytes(parts)))
+    expected = fit(POINTS, spec(tolerance=tolerance), saving=saving)
     assert [len(parts) for parts in saved] == sorted(len(parts) for parts in saved)
     assert len(saved[-1]) == 4
     for number, data in enumerate(saved):
         parts, again = tuple(CentroidState.from_arrow_bytes(part) for part in data), []
-        found = fit(
-            POINTS, spec(tolerance=tolerance), parts=parts, on_parts=lambda parts, again=again: again.append(parts)
-        )
+        found = fit(POINTS, spec(tolerance=tolerance), saving=Saving(parts=parts, on_parts=again.append))
         assert [to_bytes(parts) for parts in again] == saved[number + 1 :]
         assert found.state.to_arrow_bytes() == expected.state.to_arrow_bytes()
 
@@ -68,7 +67,7 @@ def test_resume_after_the_parts_does_not_cluster_slices_again():
     def on_parts(parts):
         raise AssertionError("a slice was clustered again")
 
-    found = fit(POINTS, spec(), resume=saved[0], on_parts=on_parts)
+    found = fit(POINTS, spec(), resume=saved[0], saving=Saving(on_parts=on_parts))
     assert found.state.to_arrow_bytes() == expected.state.to_arrow_bytes()
 
 
@@ -86,7 +85,7 @@ def test_slices_without_rows_are_left_out():
     # three blocks, so three of five slices have rows, and the three rows of the last carry no centroid
     points = ArrayPoints(ROWS_ND[:203], block_rows=100)
     parts = []
-    found = fit(points, spec(slices=5), on_parts=parts.append)
+    found = fit(points, spec(slices=5), saving=Saving(on_parts=parts.append))
     assert len(parts[-1]) == 3
     assert int(found.counts_K.sum()) == 203
 
@@ -107,11 +106,11 @@ def test_duplicates_only_in_a_slice_are_an_error_that_names_it():
 
 def test_parts_of_other_data_or_another_spec_are_an_error():
     saved = []
-    fit(POINTS, spec(), on_parts=saved.append)
+    fit(POINTS, spec(), saving=Saving(on_parts=saved.append))
     with pytest.raises(ConfigError, match="start without resume"):
-        fit(POINTS, spec(num_centroids=19), parts=saved[-1])
+        fit(POINTS, spec(num_centroids=19), saving=Saving(parts=saved[-1]))
     with pytest.raises(ConfigError, match="expected at most 3"):
-        fit(POINTS, spec(slices=2), parts=saved[-1])
+        fit(POINTS, spec(slices=2), saving=Saving(parts=saved[-1]))
 
 
 def test_given_start_is_used_as_it_is():

@@ -1,5 +1,6 @@
 """Partial sums: an iteration that was stopped anywhere goes on to the bits of the undisturbed run, each row once."""
 
+import gc
 import itertools
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from mlcd_core.errors import ConfigError, CorruptRecordError
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, fit
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, Saving, fit
 from mlcd_core.tables import sums_schema
 from tests.unit.kmeans import oracle
 
@@ -27,15 +28,22 @@ def ticks():
     return itertools.count().__next__
 
 
-def run_with_saves(save_seconds, **more):
+def going_on(partial):
+    return Saving(read_partial=lambda: partial)
+
+
+def run_with_saves(save_seconds, resume=None, partial=None):
     saved = []
     clustering = fit(
         points(),
         SPEC,
-        on_partial=lambda state, partial: saved.append((state.to_arrow_bytes(), partial.to_arrow_bytes())),
-        save_seconds=save_seconds,
-        clock=ticks(),
-        **more,
+        resume=resume,
+        saving=Saving(
+            read_partial=lambda: partial,
+            on_partial=lambda state, partial: saved.append((state.to_arrow_bytes(), partial.to_arrow_bytes())),
+            save_seconds=save_seconds,
+            clock=ticks(),
+        ),
     )
     return clustering.state.to_arrow_bytes(), saved
 
@@ -81,21 +89,41 @@ def test_partial_holds_each_row_of_its_blocks_once():
 
 def test_a_partial_that_was_used_or_handed_out_is_not_changed_by_going_on():
     kept = []
-    fit(points(), SPEC, on_partial=lambda _, partial: kept.append((partial, partial.sums_KD.clone())), save_seconds=0)
+    keep = Saving(on_partial=lambda _, partial: kept.append((partial, partial.sums_KD.clone())), save_seconds=0)
+    fit(points(), SPEC, saving=keep)
     assert kept
     _, saved = run_with_saves(0)
     state, partial = read(saved[2])
     kept.append((partial, partial.sums_KD.clone()))
-    fit(points(), SPEC, resume=state, partial=partial)
+    fit(points(), SPEC, resume=state, saving=going_on(partial))
     for handed_out, sums_KD in kept:
         assert torch.equal(handed_out.sums_KD, sums_KD)
+
+
+def test_saved_sums_are_read_once_and_no_sums_outlive_their_iteration():
+    _, saved = run_with_saves(0)
+    state, data = CentroidState.from_arrow_bytes(saved[2][0]), saved[2][1]
+    reads, alive = [], []
+
+    def read_partial():
+        reads.append(1)
+        return PartialSums.from_arrow_bytes(data)
+
+    def count_sums(_):
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+        alive.append(sum(each.dtype == torch.float64 and each.shape == (12, 7) for each in tensors))
+
+    saving = Saving(read_partial=read_partial, on_partial=lambda *_: None, save_seconds=0)
+    fit(points(), SPEC, resume=state, saving=saving, on_iteration=count_sums)
+    assert len(reads) == 1
+    assert alive == [0] * SPEC.iterations
 
 
 def test_changed_share_is_known_again_one_iteration_after_a_partial():
     whole = fit(points(), SPEC)
     _, saved = run_with_saves(3)
     state, partial = read(saved[2])  # three of seven blocks of the second iteration
-    resumed = fit(points(), SPEC, resume=state, partial=partial)
+    resumed = fit(points(), SPEC, resume=state, saving=going_on(partial))
     assert resumed.changed_shares == (None, None, *whole.changed_shares[3:])
     assert None not in whole.changed_shares[1:]
 
@@ -108,9 +136,8 @@ def test_rows_of_the_event_are_those_that_were_summed_here():
         points(),
         SPEC,
         resume=state,
-        partial=partial,
+        saving=replace(going_on(partial), clock=ticks()),
         report=lambda _, values: events.append(dict(values)),
-        clock=ticks(),
     )
     assert [event["rows"] for event in events] == [200 - 3 * BLOCK_ROWS, 200, 200]
     assert all(event["seconds"] > 0 for event in events)
@@ -128,7 +155,7 @@ def test_partial_of_another_state_spec_or_cut_into_blocks_is_an_error():
         (other_blocks, state, partial),
     ):
         with pytest.raises(ConfigError, match="start without partial"):
-            fit(rows, SPEC, resume=resume, partial=wrong)
+            fit(rows, SPEC, resume=resume, saving=going_on(wrong))
 
 
 def test_leaving_before_a_block_raises_what_was_raised():
@@ -139,7 +166,7 @@ def test_leaving_before_a_block_raises_what_was_raised():
             raise InterruptedError("told to leave")
 
     with pytest.raises(InterruptedError):
-        fit(points(), SPEC, before_block=leave)
+        fit(points(), SPEC, saving=Saving(before_block=leave))
     assert next(blocks) == 10
 
 

@@ -1,10 +1,11 @@
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, fit
+from mlcd_core.kmeans import ArrayPoints, CentroidState, ClusterSpec, PartialSums, Saving, fit
 from mlcd_core.kmeans.recipes import Recipe
 from tests.unit.kmeans import oracle
 
@@ -122,17 +123,16 @@ def test_resume_after_any_iteration_equals_the_undisturbed_run(recipe, tolerance
 def test_stop_inside_an_iteration_keeps_its_sums_and_its_recall(recipe):
     expected, events = events_of(POINTS, spec(recipe))
     saved, clock = [], itertools.count()
-    fit(
-        POINTS,
-        spec(recipe),
+    saving = Saving(
         on_partial=lambda state, partial: saved.append((state, partial.to_arrow_bytes())),
         save_seconds=3,
         clock=clock.__next__,
     )
+    fit(POINTS, spec(recipe), saving=saving)
     assert len(saved) > 12
     for state, data in saved:
-        partial = PartialSums.from_arrow_bytes(data)
-        found, more = events_of(POINTS, spec(recipe), resume=state, partial=partial)
+        saving = Saving(read_partial=functools.partial(PartialSums.from_arrow_bytes, data))
+        found, more = events_of(POINTS, spec(recipe), resume=state, saving=saving)
         assert found.state.to_arrow_bytes() == expected.state.to_arrow_bytes()
         assert [event["recall"] for event in more] == [event["recall"] for event in events[state.iteration :]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlcd_core.kmeans import ArrayPoints, fit
+from mlcd_core.kmeans import ArrayPoints, Saving, fit
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Chain, LocalFiles, StageFolder
 from tasks.cluster_actors import death_reason
@@ -45,17 +45,20 @@ def run(
         if next(blocks) == stop_after_blocks:
             raise StoppedError
 
-    clustering = fit(
-        POINTS,
-        spec,
-        resume=read_state(links, newest),
-        partial=read_sums(links, newest),
+    saving = Saving(
+        read_partial=lambda: read_sums(links, newest),
         parts=read_parts(links, newest),
-        on_iteration=writer.end_iteration,
         on_partial=writer.save_partial,
         on_parts=writer.save_parts,
         save_seconds=save_seconds,
         before_block=before_block,
+    )
+    clustering = fit(
+        POINTS,
+        spec,
+        resume=read_state(links, newest),
+        saving=saving,
+        on_iteration=writer.end_iteration,
         report=writer.see,
     )
     return clustering.state.to_arrow_bytes()
