@@ -125,6 +125,8 @@ def label_problem(rows: Rows, num_centroids: int) -> tuple[Rows, NDArray[np.floa
 
 
 Contender = Callable[[Rows, int, str], Outcome]
+# int8 off, to be seen beside it; it gives the bits of the first row, so one run is enough
+RUN_ONCE = "mlcd, float32 products"
 KMEANS: dict[str, tuple[Contender, str]] = {
     "mlcd, int8 products (the default here)": (mlcd_kmeans, "int8"),
     "mlcd, float32 products": (mlcd_kmeans, "float32"),
@@ -160,6 +162,8 @@ def race(contenders: dict[str, tuple[Contender, str]], path: Path, num_centroids
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
     for turn in range(runs):
         for name, (contender, search) in contenders.items():
+            if name == RUN_ONCE and turn > 0:
+                continue
             outcome = pools[name].submit(timed, contender, str(path), num_centroids, search).result()
             print(f"  run {turn + 1}, {name}: {outcome.seconds:.2f} s", flush=True)
             outcomes[name].append(outcome)
@@ -169,11 +173,15 @@ def race(contenders: dict[str, tuple[Contender, str]], path: Path, num_centroids
 
 
 def exact_objective(rows: Rows, centroids: NDArray[np.float32]) -> float:
-    """Mean of 1 - cos in float64."""
+    """Mean of 1 - cos in float64 of the nearest by float32; what that cannot tell moves the mean by less than 1e-8."""
     unit = centroids.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    best = [(rows[start : start + 4096].astype(np.float64) @ unit.T).max(axis=1) for start in range(0, len(rows), 4096)]
-    return float(1 - np.concatenate(best).mean())
+    coarse, total = unit.T.astype(np.float32), 0.0
+    for start in range(0, len(rows), 4096):
+        tile = rows[start : start + 4096]
+        nearest = (tile.astype(np.float32) @ coarse).argmax(axis=1)
+        total += float((1 - (tile.astype(np.float64) * unit[nearest]).sum(axis=1)).sum())
+    return total / len(rows)
 
 
 def share_equal(rows: Rows, num_centroids: int, ids: NDArray[Any]) -> float:
@@ -261,8 +269,8 @@ def page(kmeans: list[str], labels: list[str], runs: int) -> list[str]:
         f"Written by `python benchmarks/clustering.py --cifar10 DIR --cache DIR --runs {runs}` on",
         f"{describe_machine()}, faiss-cpu {metadata.version('faiss-cpu')}; {THREADS} threads.",
         "",
-        "All take turns on the same float16 unit rows (faiss gets them as float32, not counted in its time), from the",
-        "same starting rows. Times are medians. Objectives are the mean of 1 - cos, computed again in float64 from the",
+        "All take turns (float32 products run once) on the same float16 unit rows, from the same starting rows; faiss",
+        "gets them as float32, which is not counted in its time. Times are medians. Objectives are the mean of 1 - cos, computed again in float64 from the",
         "final centroids. Gaussian noise is the worst case of the certificate: nothing is near anything. The",
         "`hog_words` rows are those of the CIFAR-10 training images under a codebook fitted to them (1,024 words),",
         "each repeated with noise of a quarter of its length to reach the number of rows.",

@@ -199,7 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         few = Case("Many rows, few clusters", options.rows, 8, 16, 10)
-        many = Case("Many clusters", 1_200_000, 8, 300_000, 2)
+        many = Case("Many clusters", 1_200_000, 8, 300_000, 1)
         wide = Case("More rows than memory", 5_000_000, 512, 64, 2)
         lines = [
             "# k-means at scale",
