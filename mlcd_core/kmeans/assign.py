@@ -25,6 +25,8 @@ from mlcd_core.runtimes import SearchName
 
 # enough rows to share the work around the products, few enough that copies of them in float64 stay in a cache
 TILE_ROWS = 8192
+# of the pass over all centroids: their float64 scores among a tile of these, and the sort of them, take 100 MB
+EXHAUSTIVE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Assigner:
             pending_P = pending_P[best_cosines[:, -1] <= shortlist.ceiling_B]
             if len(pending_P) == 0:
                 return Neighbors(ids_BL, cosines_BL)
-        best = _exhaustive(points_BD[pending_P], self.centroids_KD, self.num_labels, self._tile_centroids)
-        ids_BL[pending_P], cosines_BL[pending_P] = best.ids_NL, best.cosines_NL
+        for part_P in torch.split(pending_P, EXHAUSTIVE_ROWS):
+            best = _exhaustive(points_BD[part_P], self.centroids_KD, self.num_labels, self._tile_centroids)
+            ids_BL[part_P], cosines_BL[part_P] = best.ids_NL, best.cosines_NL
         return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending_P))
 
     def ids(self, points_BD: Tensor) -> tuple[Tensor, int]:
@@ -173,8 +176,11 @@ def _exhaustive(points_BD: Tensor, centroids_KD: Tensor, num_labels: int, tile_c
 
 
 def _best(cosines_BM: Tensor, ids_BM: Tensor, num_labels: int) -> Neighbors:
-    # equal scores stand in id order in every input, and a stable sort leaves them so
-    order_BL = cosines_BM.sort(dim=1, descending=True, stable=True).indices[:, :num_labels]
+    # equal scores stand in id order in every input; max takes the first, and a stable sort leaves them so
+    if num_labels == 1:
+        order_BL = cosines_BM.max(dim=1, keepdim=True).indices
+    else:
+        order_BL = cosines_BM.sort(dim=1, descending=True, stable=True).indices[:, :num_labels]
     return Neighbors(ids_BM.gather(1, order_BL).int(), cosines_BM.gather(1, order_BL))
 
 

@@ -83,7 +83,7 @@ def best_ids(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist) -> tup
     scores_P = pair_dots(rows_BD.float(), centroids_KD, shortlist)
     best_B = _columns(scores_P, shortlist, -torch.inf, at_least=1).amax(dim=1)
     rows_P = shortlist.rows_P
-    close_P = scores_P >= best_B.index_select(0, rows_P) - 2 * error
+    close_P = scores_P >= best_B.double().index_select(0, rows_P) - 2 * error
     num_close_B = torch.bincount(rows_P[close_P], minlength=len(rows_BD))
     ids_B = torch.zeros_like(num_close_B).index_copy_(0, rows_P[close_P], shortlist.ids_P[close_P])
     return ids_B, (num_close_B == 1) & (best_B.double() - error > shortlist.ceiling_B)
@@ -94,7 +94,7 @@ def _narrowed(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist, num_l
     scores_P = pair_dots(rows_BD.float(), centroids_KD, shortlist)
     scores_BM = _columns(scores_P, shortlist, -torch.inf, at_least=num_labels)
     worst_B = scores_BM.amax(1) if num_labels == 1 else scores_BM.topk(num_labels, sorted=False).values.amin(1)
-    bar_B = worst_B - 2 * float32_dot_error(rows_BD.shape[1])
+    bar_B = worst_B.double() - 2 * float32_dot_error(rows_BD.shape[1])
     return shortlist.where(scores_P >= torch.repeat_interleave(bar_B, shortlist.counts_B, output_size=len(scores_P)))
 
 

@@ -91,16 +91,23 @@ class TileSearch:
         return _Tile(first_group, values_KD, step_G, length_G, lost_G)
 
     def _search_block(self, rows_BD: Tensor, num_labels: int) -> Shortlist:
-        # scores, errors and bars are in units of each row's step, so that products need no scaling
+        """Candidates among all tiles.
+
+        A column's exact score is at most its score times both steps plus its error. The bar of a row is its L-th best
+        group maximum so far less a slack, and every column whose upper bound reaches the bar becomes a candidate. So no
+        other column scores above the last bar: it is the ceiling, whatever the slack. A slack too small costs a second
+        search of the row, one too large more candidates. All is in units of the row's step: products need no scaling.
+        """
         step_B = _steps(rows_BD.abs().amax(dim=1), self._precision)
         values_BD, lost_B = _rounded(rows_BD, step_B, self._precision)
         # a score's error is at most the first number times the centroid's length plus the second times its loss
-        error_B2 = torch.stack([lost_B + _arithmetic_error(self._precision, rows_BD.shape[1]), torch.ones_like(step_B)])
-        error_B2 = (error_B2 / step_B).T
+        error_B = 1.01 * lost_B + _arithmetic_error(self._precision, rows_BD.shape[1])
+        error_B2 = (torch.stack([error_B, torch.ones_like(step_B)]) / step_B).T
         best_BL = rows_BD.new_full((len(rows_BD), num_labels), -torch.inf)
         bar_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
         crowded_B = torch.zeros(len(rows_BD), dtype=torch.bool, device=rows_BD.device)
-        most = 16 * num_labels + 64
+        # with fewer groups than labels every centroid is a candidate, and that is not too many
+        most = max(16 * num_labels + 64, GROUP * num_labels)
         found = []
         for tile in self._tiles:
             scores_BGC = self._product(values_BD, tile.values_KD).view(len(rows_BD), len(tile.step_G), GROUP)
@@ -161,7 +168,7 @@ class _Tile:
         is_whole = dtype == torch.int32
         factors_B4 = torch.cat([bar_B[:, None], error_B2, torch.full_like(bar_B[:, None], float(is_whole))], dim=1)
         needed_BG = factors_B4 @ self._per_step_4G
-        return needed_BG.clamp_(min=-(2.0**30)).int() if is_whole else needed_BG
+        return needed_BG.clamp_(-(2.0**30), 2.0**30).int() if is_whole else needed_BG
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class TwoLevel:
     def nearest(self, points_BD: Tensor) -> Found:
         """The best centroid in the probed groups of each float16 unit row."""
         values_BD, step_B, lost_B = _rounded_each(points_BD)
-        error_B = lost_B * self._longest + 1.01 * self._most_lost + ROUNDING
+        error_B = 1.01 * lost_B * self._longest + 1.01 * self._most_lost + ROUNDING
         # a score and the best may both be wrong, in opposite directions
         slack_B = (2.01 * error_B / (step_B * self._step)).ceil().clamp(max=MOST_SLACK).int() + 1
         groups_BP = self._nearest_groups(values_BD)

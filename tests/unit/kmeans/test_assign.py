@@ -97,6 +97,13 @@ def test_every_search_gives_the_oracle(search, num_centroids, num_labels):
     assert np.array_equal(found.cosines_NL.numpy(), cosines_NL)
 
 
+@pytest.mark.parametrize("num_centroids", [330, 400, 511])
+def test_fewer_groups_than_labels_need_no_pass_over_all_centroids(num_centroids):
+    points_ND = oracle.normalised_rows(oracle.blobs(20, 24, 6, seed=3))
+    centroids_KD = oracle.on_grid(oracle.blobs(num_centroids, 24, 6, seed=4).astype(np.float64))
+    assert assert_equals_oracle(points_ND, centroids_KD, 16).num_exhaustive == 0
+
+
 @pytest.mark.parametrize("num_labels", [1, 5, 39, 40])
 def test_any_tiles_and_thread_counts_give_the_same_bits(num_labels):
     points = ArrayPoints(oracle.blobs(50, 24, 6, seed=3))
