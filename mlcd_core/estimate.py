@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlcd_core.cluster_memory import worker_bytes
+from mlcd_core.specs import RecipeName
 
 # LAION-400M as the paper got it (arXiv 2407.17331, table 11)
 PAPER_IMAGES = 389_737_314
@@ -71,16 +72,28 @@ class Estimate:
 
 
 def estimate_clustering(
-    *, num_rows: int, dim: int, num_centroids: int, iterations: int, num_labels: int, workers: int
+    *,
+    num_rows: int,
+    dim: int,
+    num_centroids: int,
+    iterations: int,
+    num_labels: int,
+    workers: int,
+    recipe: RecipeName = "exact",
 ) -> Estimate:
-    """Estimate exact k-means and its labels. iterations: 0 when the centroids are pinned, so only labels are made."""
+    """Estimate k-means and its labels; each worker on a machine or GPU of its own.
+
+    iterations: 0 when the centroids are pinned, so only labels are made. Operations and hours are those of exact
+    iterations, memory that of the recipe.
+    """
     iteration_flop = 2 * num_rows * num_centroids * dim
     total_flop = (iterations + 1) * iteration_flop
     centroids_bytes, sums_bytes = 4 * num_centroids * dim, 8 * num_centroids * dim
     rows_of_worker = -(-num_rows // workers)
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
     memory = [
-        worker_bytes(rows=rows_of_worker, num_centroids=num_centroids, dim=dim, device=device) for device in devices
+        worker_bytes(rows=rows_of_worker, num_centroids=num_centroids, dim=dim, device=device, recipe=recipe)
+        for device in devices
     ]
     return Estimate(
         num_rows=num_rows,

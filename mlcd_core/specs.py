@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
+from mlcd_core.errors import TooFewRowsError
+
 StageName = Literal["embed", "cluster", "label", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("embed", "cluster", "label", "train", "evaluate")
 
@@ -56,14 +58,23 @@ class ClusterSpec(StageSpec):
     recipe: RecipeName = Field(
         "exact", description="what iterations before the last final_iterations do: all exact, or one of three savings"
     )
+    # after one, the recorded objective is still that of the cheap centroids
     final_iterations: int = Field(
-        1,
-        ge=1,
-        description="of the other recipes: exact iterations over all rows that end the run",
+        2, ge=1, description="of the other recipes: exact iterations over all rows at the end"
     )
     sample_rows: int = Field(256, ge=4, description="of sample: rows used for each centroid, about, chosen by hash")
     probes: int = Field(8, ge=1, description="of fast: groups of centroids that a row looks at, at most all")
     slices: int = Field(4, ge=2, description="of hierarchical: parts of the rows that are clustered on their own first")
+
+    def centroids_of(self, num_rows: int, what: str = "usable rows") -> int:
+        """K as given or as the rows allow. Raises TooFewRowsError when there are not four rows per centroid."""
+        num_centroids = self.num_centroids or max(1, num_rows // self.rows_per_centroid)
+        if num_centroids > num_rows // 4:
+            fix = f"set cluster.num_centroids <= {num_rows // 4:,} or add shards" if num_rows >= 4 else "add shards"
+            raise TooFewRowsError(
+                f"{num_centroids:,} centroids from {num_rows:,} {what}; K may be at most rows/4: {fix}"
+            )
+        return num_centroids
 
     @property
     def most_iterations(self) -> int:

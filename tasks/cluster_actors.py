@@ -148,7 +148,9 @@ def death_reason(ray_text: str, *, killed_for_memory: bool) -> str:
             "it was killed because memory ran out (every worker holds all centroids: set cluster.num_centroids or "
             "cluster.workers lower, or take a machine with more memory)"
         )
-    lines = [line.strip() for line in ray_text.splitlines() if line.strip()]
+    # what follows is Ray's list of things that kill processes in general
+    told = ray_text.split("There are some potential root causes", maxsplit=1)[0]
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     return next((line for line in lines if "exit" in line), lines[0])[:300]
 
 

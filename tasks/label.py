@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mlcd_core.device import check_search
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.runtimes import LabelRuntime
 from mlcd_core.specs import LabelSpec
@@ -23,6 +24,7 @@ def label_work(run: Run, committed: Committed) -> StageWork:
     centroids = cluster.parts[0]
 
     def make(job: Job) -> Made:
+        check_search("label.search", runtime.search, device="cpu")
         if job.plan.pending:
             job.session.start()
         pending = list({task.unit: task for task in job.plan.pending}.values())

@@ -39,14 +39,15 @@ def cluster_table(manifest: Manifest) -> list[tuple[str, str]]:
 
 def iterations_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Header and rows: one row per iteration of k-means, a dash where a stop made a value unknown."""
-    columns = zip(
-        metrics["objective"], metrics["changed_share"], metrics["splits"], metrics["certified_share"], strict=True
-    )
+    names = ("objective", "changed_share", "splits", "certified_share", "recall")
     rows = [
-        (iteration, f"{objective:.6f}", _percent(changed), splits, _percent(certified))
-        for iteration, (objective, changed, splits, certified) in enumerate(columns, start=1)
+        (iteration, f"{objective:.6f}", _percent(changed), splits, _percent(certified), _percent(recall))
+        for iteration, (objective, changed, splits, certified, recall) in enumerate(
+            zip(*(metrics[name] for name in names), strict=True), start=1
+        )
     ]
-    return ["iteration", "objective", "rows that changed cluster", "empties split", "settled by the bound"], rows
+    header = ["iteration", "objective", "rows that changed cluster", "empties split", "settled by the bound", "recall"]
+    return header, rows
 
 
 def _percent(share: float | None) -> str:

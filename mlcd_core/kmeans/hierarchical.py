@@ -94,7 +94,9 @@ def merged_slices(
                 on_iteration=on_iteration,
             ).state
         except TooFewRowsError as error:
-            raise TooFewRowsError(f"{what} of a hierarchical clustering: {error}") from error
+            raise TooFewRowsError(
+                f"{what} of a hierarchical clustering: {error}; or set cluster.slices lower, or cluster.recipe to exact"
+            ) from error
         event: dict[str, Value] = {
             "part": what,
             "rows": num_rows,

@@ -29,7 +29,7 @@ from mlcd_core.kmeans.ranks import Ranks
 from mlcd_core.kmeans.recipes import plan_recipe
 from mlcd_core.kmeans.rounds import RowSummer
 from mlcd_core.kmeans.saving import UNDISTURBED, Saving
-from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
+from mlcd_core.kmeans.start import first_distinct_rows
 from mlcd_core.kmeans.state import CentroidState
 from mlcd_core.runtimes import SearchName
 from mlcd_core.specs import ClusterSpec
@@ -94,7 +94,7 @@ def fit(
     """
     ranks = Ranks(group)
     num_rows = _count_rows(points, ranks)
-    num_centroids = choose_num_centroids(spec, num_rows)
+    num_centroids = spec.centroids_of(num_rows)
     recipe = plan_recipe(spec, points, num_centroids, num_rows, ranks)
     if resume is None:
         part_saving = Saving(before_block=saving.before_block)

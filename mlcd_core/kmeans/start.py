@@ -21,22 +21,10 @@ from mlcd_core.kmeans.content import content_hashes, first_of_each
 from mlcd_core.kmeans.exact import unit_rows_on_grid
 from mlcd_core.kmeans.points import Points
 from mlcd_core.kmeans.ranks import Ranks
-from mlcd_core.specs import ClusterSpec
 
 _MAX_HASH = 2**63 - 1
 _TILE_ROWS = 8192
 _CHUNK_ROWS = 4096  # float64 copies of the start are made of so many rows at a time
-
-
-def choose_num_centroids(spec: ClusterSpec, num_rows: int) -> int:
-    """K as the spec says or as the rows allow; raises TooFewRowsError when there are not four rows per centroid."""
-    num_centroids = spec.num_centroids or max(1, num_rows // spec.rows_per_centroid)
-    if num_centroids > num_rows // 4:
-        fix = f"set cluster.num_centroids <= {num_rows // 4:,} or add shards" if num_rows >= 4 else "add shards"
-        raise TooFewRowsError(
-            f"{num_centroids:,} centroids from {num_rows:,} usable rows; K may be at most rows/4: {fix}"
-        )
-    return num_centroids
 
 
 def first_distinct_rows(points: Points, num_centroids: int, seed: int, ranks: Ranks) -> Tensor:

@@ -55,8 +55,9 @@ class TileSearch:
         self._tile_groups = min(max(1, tile_centroids // GROUP), self._num_groups)
         # float32 is close enough, and then takes the centroids as they are
         self._mean_D = centroids_KD.mean(dim=0) if precision != "float32" else torch.zeros_like(centroids_KD[0])
-        # rounding errors are independent, so the real error is about 1/sqrt(D) of the bound; float32 can afford it all
-        self._slack = min(1.0, 2.5 / centroids_KD.shape[1] ** 0.5) if precision != "float32" else 1.0
+        # rounding errors are independent, so the real error is about 1/sqrt(D) of the bound; float32 can afford it all,
+        # and twice more for the scores that ``best_ids`` compares with the ceiling
+        self._slack = min(1.0, 2.5 / centroids_KD.shape[1] ** 0.5) if precision != "float32" else 2.5
         self._tiles = [self._tile(first) for first in range(0, self._num_groups, self._tile_groups)]
         self._block_rows = max(1, SCORE_ELEMENTS // (self._tile_groups * GROUP))
         # one buffer for all products: new pages for each of them cost a fifth of its time
@@ -127,8 +128,9 @@ class TileSearch:
             pairs = pairs.where((pairs.ids_P < len(self._centroids_KD)) & ~crowded_B[pairs.rows_P])
         counts_B = torch.bincount(pairs.rows_P, minlength=len(rows_BD))
         # the mean was taken off the centroids, and the ceiling is for whole ones
-        shift_B = (rows_BD @ self._mean_D).double() + float32_dot_error(rows_BD.shape[1])
-        ceiling_B = (bar_B * step_B).double() + shift_B
+        ceiling_B = (bar_B * step_B).double()
+        if self._precision != "float32":
+            ceiling_B += (rows_BD @ self._mean_D).double() + float32_dot_error(rows_BD.shape[1])
         return Shortlist(offsets(counts_B), pairs.ids_P, ceiling_B.masked_fill(crowded_B, torch.inf))
 
     def _product(self, values_BD: Tensor, values_KD: Tensor) -> Tensor:

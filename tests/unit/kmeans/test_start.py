@@ -8,7 +8,7 @@ from mlcd_core.errors import ConfigError, TooFewRowsError
 from mlcd_core.kmeans import ArrayPoints, ClusterSpec
 from mlcd_core.kmeans.points import Block, Points
 from mlcd_core.kmeans.ranks import Ranks
-from mlcd_core.kmeans.start import choose_num_centroids, first_distinct_rows
+from mlcd_core.kmeans.start import first_distinct_rows
 from tests.unit.kmeans import oracle
 
 ALONE = Ranks(None)
@@ -75,12 +75,12 @@ def test_repeated_row_ids_are_an_error():
 
 @pytest.mark.parametrize(("num_rows", "expected"), [(4, 1), (59, 1), (60, 2), (3000, 100)])
 def test_centroids_follow_the_rows_unless_given(num_rows, expected):
-    assert choose_num_centroids(ClusterSpec(rows_per_centroid=30), num_rows) == expected
+    assert ClusterSpec(rows_per_centroid=30).centroids_of(num_rows) == expected
 
 
 def test_more_centroids_than_a_quarter_of_the_rows_name_the_fix():
     with pytest.raises(TooFewRowsError, match=r"1,000,000 centroids from 389,737 .*num_centroids <= 97,434 or add"):
-        choose_num_centroids(ClusterSpec(num_centroids=1_000_000), 389_737)
+        ClusterSpec(num_centroids=1_000_000).centroids_of(389_737)
     for num_rows in (0, 3):
         with pytest.raises(TooFewRowsError, match="rows/4: add shards"):
-            choose_num_centroids(ClusterSpec(), num_rows)
+            ClusterSpec().centroids_of(num_rows)

@@ -27,16 +27,20 @@ def test_values_that_a_stop_made_unknown_are_none() -> None:
     iterations = {2: seen(2, changed_share=None), 3: seen(3, exhaustive_rows=5, used_rows=50, recall=0.75)}
     assert _seen_metrics(iterations, 3) == {
         "changed_share": [None, None, 0.1],
-        "certified_share": [None, 0.995, 0.9],
+        "certified_share": [None, 0.995, None],
         "recall": [None, None, 0.75],
     }
 
 
 def test_speed_counts_the_rows_that_were_summed_in_the_time_that_was_seen() -> None:
-    iterations = {1: seen(1, rows=1000, seconds=3.0), 2: seen(2, rows=500, seconds=2.0)}
+    iterations = {
+        1: seen(1, rows=1000, seconds=3.0),
+        2: seen(2, rows=500, seconds=2.0),
+        3: seen(3, rows=1500, seconds=1.0, recall=0.9),
+    }
     assert _measured(iterations, num_centroids=20, dim=8) == {
-        "iteration_seconds": [3.0, 2.0],
-        "rows_per_s": 300.0,
+        "iteration_seconds": [3.0, 2.0, 1.0],
+        "rows_per_s": 500.0,
         "flop_per_s": 2 * 300.0 * 20 * 8,
     }
 
@@ -45,7 +49,7 @@ def test_artifact_shows_the_quality_of_a_clustering() -> None:
     metrics = {
         "objective": [0.5, 0.25],
         "changed_share": [None, 0.125],
-        "certified_share": [0.9, 1.0],
+        "certified_share": [None, 1.0],
         "recall": [0.75, None],
         "splits": [3, 0],
         "size_quantiles": dict(zip(("1 %", "25 %", "75 %", "99 %", "max", "median", "min"), range(7), strict=True)),
@@ -60,11 +64,11 @@ def test_artifact_shows_the_quality_of_a_clustering() -> None:
         "| rows per cluster (min, 1 %, 25 %, median, 75 %, 99 %, max) | 6, 0, 1, 5, 2, 3, 4 |",
         "| imbalance, K sum(n^2) / N^2 | 1.250 |",
         "| rows whose embedding another row has too | 12, from 1,500 rows looked at |",
-        "| rows settled by the bound, worst iteration | 90.0000% |",
+        "| rows settled by the bound, worst iteration | 100.0000% |",
         "| probed rows with their exact centroid, worst iteration | 75.00% |",
         "| rows per second | 1,234 |",
-        "| 1 | 0.500000 | - | 3 | 90.000% |",
-        "| 2 | 0.250000 | 12.500% | 0 | 100.000% |",
+        "| 1 | 0.500000 | - | 3 | - | 75.000% |",
+        "| 2 | 0.250000 | 12.500% | 0 | 100.000% | - |",
     ):
         assert line in text
     assert text.count("data:image/png;base64,") == 2
