@@ -16,7 +16,7 @@ from mlcd_core.specs import RecipeName
 PROCESS_BYTES = 300 * 10**6  # Python with torch and Arrow
 SCORE_BYTES = 64 * 2**20  # scores of one tile, their errors and what is chosen among them
 COARSE_BYTES: Mapping[str, int] = {"cpu": 1, "cuda": 2}  # int8, float16
-TILE_ROWS = 8192
+TILE_ROWS = 16_384
 
 
 @dataclass(frozen=True)

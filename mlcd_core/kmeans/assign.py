@@ -24,7 +24,7 @@ from mlcd_core.kmeans.tile_search import TILE_CENTROIDS, TileSearch, best_precis
 from mlcd_core.runtimes import SearchName
 
 # enough rows to share the work around the products, few enough that copies of them in float64 stay in a cache
-TILE_ROWS = 8192
+TILE_ROWS = 16_384
 # of the pass over all centroids: their float64 scores among a tile of these, and the sort of them, take 100 MB
 EXHAUSTIVE_ROWS = 256
 
