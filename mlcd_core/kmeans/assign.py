@@ -79,21 +79,7 @@ class Assigner:
 
     def nearest(self, points_BD: Tensor) -> Neighbors:
         """Exact top L of float16 unit rows."""
-        ids_BL = torch.empty((len(points_BD), self.num_labels), dtype=torch.int32, device=points_BD.device)
-        cosines_BL = torch.empty_like(ids_BL, dtype=torch.float64)
-        pending_P = torch.arange(len(points_BD), device=points_BD.device)
-        for search in self._searches():
-            rows_PD = points_BD[pending_P] if len(pending_P) < len(points_BD) else points_BD
-            shortlist = search.propose(rows_PD, self.num_labels)
-            best_ids, best_cosines = best_of(rows_PD, self.centroids_KD, shortlist, self.num_labels)
-            ids_BL[pending_P], cosines_BL[pending_P] = best_ids.int(), best_cosines
-            pending_P = pending_P[best_cosines[:, -1] <= shortlist.ceiling_B]
-            if len(pending_P) == 0:
-                return Neighbors(ids_BL, cosines_BL)
-        for part_P in torch.split(pending_P, EXHAUSTIVE_ROWS):
-            best = _exhaustive(points_BD[part_P], self.centroids_KD, self.num_labels, self._tile_centroids)
-            ids_BL[part_P], cosines_BL[part_P] = best.ids_NL, best.cosines_NL
-        return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending_P))
+        return self._nearest(points_BD, self._searches())
 
     def ids(self, points_BD: Tensor) -> tuple[Tensor, int]:
         """(int32 id of each row's nearest centroid, rows that took a float64 pass); for one label.
@@ -105,9 +91,29 @@ class Assigner:
         open_P = (~settled_B).nonzero()[:, 0]
         if len(open_P) == 0:
             return ids_B.int(), 0
-        found = self.nearest(points_BD[open_P])
+        searches = self._searches()
+        if self._search_name != "float32":
+            next(searches)
+        found = self._nearest(points_BD[open_P], searches)
         ids_B[open_P] = found.ids_NL[:, 0].long()
         return ids_B.int(), found.num_exhaustive
+
+    def _nearest(self, points_BD: Tensor, searches: Iterator[Search]) -> Neighbors:
+        ids_BL = torch.empty((len(points_BD), self.num_labels), dtype=torch.int32, device=points_BD.device)
+        cosines_BL = torch.empty_like(ids_BL, dtype=torch.float64)
+        pending_P = torch.arange(len(points_BD), device=points_BD.device)
+        for search in searches:
+            rows_PD = points_BD[pending_P] if len(pending_P) < len(points_BD) else points_BD
+            shortlist = search.propose(rows_PD, self.num_labels)
+            best_ids, best_cosines = best_of(rows_PD, self.centroids_KD, shortlist, self.num_labels)
+            ids_BL[pending_P], cosines_BL[pending_P] = best_ids.int(), best_cosines
+            pending_P = pending_P[best_cosines[:, -1] <= shortlist.ceiling_B]
+            if len(pending_P) == 0:
+                return Neighbors(ids_BL, cosines_BL)
+        for part_P in torch.split(pending_P, EXHAUSTIVE_ROWS):
+            best = _exhaustive(points_BD[part_P], self.centroids_KD, self.num_labels, self._tile_centroids)
+            ids_BL[part_P], cosines_BL[part_P] = best.ids_NL, best.cosines_NL
+        return Neighbors(ids_BL, cosines_BL, num_exhaustive=len(pending_P))
 
     def _searches(self) -> Iterator[Search]:
         yield self._first

@@ -23,7 +23,7 @@ GATHER_ELEMENTS = 2**22
 
 @dataclass(frozen=True)
 class Shortlist:
-    """``ids_P`` int64, ascending in each row; no other centroid scores above ``ceiling_B`` (float64, exact scores)."""
+    """``ids_P`` int64, each once in a row; no other centroid's exact score is above ``ceiling_B`` (float64)."""
 
     offsets_B1: Tensor
     ids_P: Tensor
@@ -31,10 +31,10 @@ class Shortlist:
 
     @classmethod
     def of_columns(cls, ids_BM: Tensor, ceiling_B: Tensor) -> Self:
-        """The same number of candidates for every row, in any order."""
+        """The same number of candidates for every row."""
         num_rows, num_candidates = ids_BM.shape
         offsets_B1 = torch.arange(num_rows + 1, device=ids_BM.device) * num_candidates
-        return cls(offsets_B1, ids_BM.sort(dim=1).values.flatten(), ceiling_B)
+        return cls(offsets_B1, ids_BM.flatten(), ceiling_B)
 
     @property
     def counts_B(self) -> Tensor:
@@ -71,8 +71,10 @@ def best_of(rows_BD: Tensor, centroids_KD: Tensor, shortlist: Shortlist, num_lab
     asked = Shortlist(shortlist.offsets_B1, position_K.index_select(0, shortlist.ids_P), shortlist.ceiling_B)
     cosines_P = pair_dots(rows_BD.double(), centroids_KD[asked_K].double(), asked)
     cosines_BM = _columns(cosines_P, shortlist, -torch.inf, at_least=num_labels)
-    ids_BM = _columns(shortlist.ids_P, shortlist, 0, at_least=num_labels)
-    # equal scores stand in id order, and a stable sort leaves them so
+    ids_BM = _columns(shortlist.ids_P, shortlist, len(centroids_KD), at_least=num_labels)
+    # equal scores are brought in id order, and a stable sort leaves them so
+    ids_BM, order_BM = ids_BM.sort(dim=1)
+    cosines_BM = cosines_BM.gather(1, order_BM)
     order_BL = cosines_BM.sort(dim=1, descending=True, stable=True).indices[:, :num_labels]
     return ids_BM.gather(1, order_BL), cosines_BM.gather(1, order_BL)
 

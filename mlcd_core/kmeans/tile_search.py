@@ -24,6 +24,8 @@ from mlcd_core.kmeans.shortlist import Shortlist, float32_dot_error, offsets
 
 Precision = Literal["int8", "bfloat16", "float16", "float32"]
 
+# a row with more candidates than this share of the centroids is cheaper to search again in float32
+CROWD_SHARE = 16
 GROUP_BITS = 5
 GROUP = 1 << GROUP_BITS
 TILE_CENTROIDS = 8192
@@ -58,6 +60,8 @@ class TileSearch:
         # rounding errors are independent, so the real error is about 1/sqrt(D) of the bound; float32 can afford it all,
         # and twice more for the scores that ``best_ids`` compares with the ceiling
         self._slack = min(1.0, 2.5 / centroids_KD.shape[1] ** 0.5) if precision != "float32" else 2.5
+        # a group has one step, so centroids with elements of about one size stand together
+        self._order_K = (centroids_KD - self._mean_D).abs().amax(dim=1).argsort() if precision == "int8" else None
         self._tiles = [self._tile(first) for first in range(0, self._num_groups, self._tile_groups)]
         self._block_rows = max(1, SCORE_ELEMENTS // (self._tile_groups * GROUP))
         # one buffer for all products: new pages for each of them cost a fifth of its time
@@ -82,7 +86,9 @@ class TileSearch:
             rows_KD = self._centroids_KD[first_group * GROUP : last_group * GROUP]
         else:
             # the last group is filled up with the last centroid
-            rows_KD = self._centroids_KD[ids_K.clamp(max=len(self._centroids_KD) - 1)] - self._mean_D
+            ids_K = ids_K.clamp(max=len(self._centroids_KD) - 1)
+            ids_K = ids_K if self._order_K is None else self._order_K[ids_K]
+            rows_KD = self._centroids_KD[ids_K] - self._mean_D
         highest_G = rows_KD.abs().view(last_group - first_group, -1).amax(dim=1)
         step_G = _steps(highest_G, self._precision)
         values_KD, lost_K = _rounded(rows_KD, step_G.repeat_interleave(GROUP), self._precision)
@@ -108,7 +114,7 @@ class TileSearch:
         bar_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
         crowded_B = torch.zeros(len(rows_BD), dtype=torch.bool, device=rows_BD.device)
         # with fewer groups than labels every centroid is a candidate, and that is not too many
-        most = max(16 * num_labels + 64, GROUP * num_labels)
+        most = max(16 * num_labels + 64, GROUP * num_labels, len(self._centroids_KD) // CROWD_SHARE)
         found = []
         for tile in self._tiles:
             scores_BGC = self._product(values_BD, tile.values_KD).view(len(rows_BD), len(tile.step_G), GROUP)
@@ -127,11 +133,12 @@ class TileSearch:
         if len(self._centroids_KD) % GROUP or crowded_B.any():
             pairs = pairs.where((pairs.ids_P < len(self._centroids_KD)) & ~crowded_B[pairs.rows_P])
         counts_B = torch.bincount(pairs.rows_P, minlength=len(rows_BD))
+        ids_P = pairs.ids_P if self._order_K is None else self._order_K.index_select(0, pairs.ids_P)
         # the mean was taken off the centroids, and the ceiling is for whole ones
         ceiling_B = (bar_B * step_B).double()
         if self._precision != "float32":
             ceiling_B += (rows_BD @ self._mean_D).double() + float32_dot_error(rows_BD.shape[1])
-        return Shortlist(offsets(counts_B), pairs.ids_P, ceiling_B.masked_fill(crowded_B, torch.inf))
+        return Shortlist(offsets(counts_B), ids_P, ceiling_B.masked_fill(crowded_B, torch.inf))
 
     def _product(self, values_BD: Tensor, values_KD: Tensor) -> Tensor:
         """Scores [B, K]: int32 without any error, or in the precision of the values."""

@@ -41,7 +41,7 @@ def test_faiss_agrees_with_the_exact_path():
     points_ND, centroids_KD = problem("random", 80, 150, 32)
     found = FaissSearch(torch.from_numpy(centroids_KD), "cpu", spare=0).propose(torch.from_numpy(points_ND), 3)
     exact = nearest_centroids(points_ND, torch.from_numpy(centroids_KD), num_labels=3)
-    assert torch.equal(found.ids_P.view(80, 3), exact.ids_NL.long().sort(dim=1).values)
+    assert torch.equal(found.ids_P.view(80, 3).sort(dim=1).values, exact.ids_NL.long().sort(dim=1).values)
 
 
 def test_a_missing_faiss_or_gpu_build_is_an_error_with_the_fix(monkeypatch):

@@ -53,7 +53,7 @@ def test_no_centroid_left_out_exceeds_the_ceiling(precision, kind, dim, num_labe
     exact_NK = oracle.scores_in_steps(points_ND.numpy(), centroids_KD.numpy()) / oracle.STEPS**2
     for row in range(len(points_ND)):
         ids = rows_of(found, row).numpy()
-        assert np.array_equal(ids, np.unique(ids))
+        assert len(ids) == len(np.unique(ids))
         left = np.delete(exact_NK[row], ids)
         assert len(left) == 0 or left.max() <= found.ceiling_B[row]
 
