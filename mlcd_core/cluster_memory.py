@@ -39,17 +39,14 @@ def worker_bytes(
     rows: int,
     num_centroids: int,
     dim: int,
-    num_labels: int = 1,
-    tile_rows: int = TILE_ROWS,
     workers: int = 1,
     device: Literal["cpu", "cuda"] = "cpu",
-    saves_partial: bool = True,
     recipe: RecipeName = "exact",
 ) -> MemoryPlan:
     """Plan for ``workers`` that share one memory and have ``rows`` rows in all, the first worker among them.
 
     cpu: the machine's memory, rows mapped. cuda: the memory of one device, rows resident; what the first worker
-    reduces and saves is in the machine's memory then. ``saves_partial``: long iterations save their sums.
+    reduces and saves is in the machine's memory then.
     """
     elements = num_centroids * dim
     on_host = device == "cpu"
@@ -63,9 +60,9 @@ def worker_bytes(
         "sums": 8 * (elements + num_centroids) * workers,
         "next centroids": 4 * elements * workers if on_host else 0,
         # as Arrow bytes, twice while they are written
-        "sums being saved": 2 * 8 * elements if on_host and saves_partial else 0,
-        "tiles": (SCORE_BYTES + tile_rows * dim * (2 + 4 + 8)) * workers,
-        "labels": 4 * rows * num_labels,
+        "sums being saved": 2 * 8 * elements if on_host else 0,
+        "tiles": (SCORE_BYTES + TILE_ROWS * dim * (2 + 4 + 8)) * workers,
+        "labels": 4 * rows,
         "rows": 0 if on_host else 2 * rows * dim,
         "processes": PROCESS_BYTES * workers if on_host else 0,
     }

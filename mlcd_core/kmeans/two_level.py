@@ -185,7 +185,7 @@ def _rounded_each(points_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rounded_rows(rows_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    step_C = torch.linalg.vector_norm(rows_CD, torch.inf, dim=1) * STEP_SHARE
+    step_C = rows_CD.abs().amax(dim=1) * STEP_SHARE
     scaled_CD = rows_CD.div_(step_C[:, None])
     values_CD = scaled_CD.round()
     lost_C = torch.linalg.vector_norm(scaled_CD.sub_(values_CD), dim=1) * step_C
