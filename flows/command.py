@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (demo, run, plan):
         command.add_argument("--preset", default="laptop", help="settings to start from (default laptop)")
         command.add_argument(
+            "--rounds", type=int, default=1, metavar="N", help="rounds, each with the tower of the one before (1)"
+        )
+        command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="for example train.epochs=3"
         )
         command.add_argument(
@@ -131,11 +134,13 @@ def _assignments(option: str, given: list[str]) -> dict[str, str]:
 
 def _run(options: argparse.Namespace) -> int:
     from tasks.pin import resolve_pins
+    from tasks.rounds import check_rounds
     from tasks.run import open_run, selected_stages
 
     request = _request(options)
     # what can be known to be wrong is said before a server is started
-    selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
+    selected = selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
+    check_rounds(request, selected, options.rounds)
     resolve_pins(open_run(request))
 
     from prefect.client.schemas.objects import State
@@ -154,6 +159,7 @@ def _run(options: argparse.Namespace) -> int:
         until=options.until,
         overrides=dict(request.overrides),
         pin=dict(request.pin),
+        rounds=options.rounds,
         return_state=True,
     )
     summary = state.result(raise_on_failure=False)
@@ -169,9 +175,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from tasks.planning import plan_run
+    from tasks.rounds import plan_rounds
 
-    plan = plan_run(_request(options), num_rows=options.rows)
+    plan = plan_rounds(_request(options), options.rounds, num_rows=options.rows)
     if options.json:
         print(json.dumps(plan))
     else:

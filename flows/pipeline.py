@@ -10,9 +10,8 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.states import Failed
 
-from tasks.run import Request, open_run, selected_stages
-from tasks.stage import run_stages
-from tasks.summary import run_summary
+from tasks.run import Request, selected_stages
+from tasks.run_rounds import rounds_summary, run_rounds
 
 Stage = Literal["", "embed", "cluster", "label", "train", "evaluate"]
 
@@ -30,6 +29,7 @@ def pipeline(
     until: Stage = "",
     overrides: dict[str, Any] | None = None,
     pin: dict[str, str] | None = None,
+    rounds: int = 1,
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -45,9 +45,11 @@ def pipeline(
         until: Run up to this stage.
         overrides: Settings by dotted key, for example {"train.epochs": 3}.
         pin: Stage to use as it is, by run name or digest: {"cluster": "default"} labels new shards with old centroids.
+        rounds: How often to run the stages. Each round after the first embeds with the tower that the one before
+            trained, and is a run of its own, named NAME-round2, NAME-round3, ...
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
-    summary = run_summary(run_stages(open_run(request), selected))
+    summary = rounds_summary(run_rounds(request, selected, rounds))
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

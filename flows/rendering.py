@@ -15,9 +15,8 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     if failed:
         blocks.append(f"{failed[0]['stage']} failed: {failed[0]['error']}")
-    elif summary["metrics"]:
-        header, rows = metrics_table(summary["metrics"])
-        blocks.append(aligned(header, rows))
+    else:
+        blocks.append(_scores_text(summary["rounds"]))
     blocks.append(_clusters_text(summary["clusters"]))
     blocks.append(f"everything lies in {root}")
     if demo and not failed:
@@ -31,7 +30,8 @@ def plan_text(plans: Sequence[Record], estimate: Record) -> str:
         (p["stage"], p["plan"], _or_dash(p["units_missing"]), _or_dash(p["units_total"]), p["spec"][:12], p["note"])
         for p in plans
     ]
-    table = aligned(["stage", "plan", "missing", "units", "spec", ""], rows) if rows else ""
+    header = ["stage", "plan", "missing", "units", "spec", ""]
+    table = aligned(*_by_round(plans, header, rows)) if rows else ""
     return "\n\n".join(block for block in (table, estimate_text(estimate)) if block)
 
 
@@ -64,7 +64,25 @@ def _stage_table(stages: Sequence[Record]) -> str:
         (s["stage"], s["result"], _rows(s["rows"]), _rows(s["usable"]), f"{s['seconds']:.1f} s", s["note"], s["uri"])
         for s in stages
     ]
-    return aligned(["stage", "result", "rows", "usable", "time", "", "where"], rows)
+    return aligned(*_by_round(stages, ["stage", "result", "rows", "usable", "time", "", "where"], rows))
+
+
+def _by_round(
+    stages: Sequence[Record], header: Sequence[Any], rows: Sequence[Sequence[Any]]
+) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
+    """Header and rows, with the round of each in front where there are several."""
+    if stages[-1]["round"] == 1:
+        return header, rows
+    return ["round", *header], [(stage["round"], *row) for stage, row in zip(stages, rows, strict=True)]
+
+
+def _scores_text(rounds: Sequence[Record]) -> str:
+    tables = [(done, *metrics_table(done["metrics"])) for done in rounds if done["metrics"]]
+    if not tables:
+        return ""
+    stages = [done for done, _, rows in tables for _ in rows]
+    scores = aligned(*_by_round(stages, tables[0][1], [row for _, _, rows in tables for row in rows]))
+    return scores if len(rounds) == 1 else f"{scores}\n(source of a later round: the tower trained in the round before)"
 
 
 def _or_dash(count: int | None) -> str:

@@ -181,9 +181,19 @@ def environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _read(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else text
+        value = yaml.safe_load(text) if text else text
     except yaml.YAMLError as error:
         raise ConfigError(f"{key} is {text!r}, which is no YAML value; put it in quotes: {key}='\"{text}\"'") from error
+    # a digest of decimal digits only is still text
+    return value if isinstance(value, str) or not _is_text(key) else text
+
+
+def _is_text(key: str) -> bool:
+    section, _, field = key.rpartition(".")
+    kind = Config.model_fields[section].annotation if section in Config.model_fields else None
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return False
+    return field in kind.model_fields and kind.model_fields[field].annotation is str
 
 
 def _set(values: dict[str, Any], key: str, value: object) -> None:

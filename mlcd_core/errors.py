@@ -11,6 +11,7 @@ MlcdError
 +-- StageFailedError       units that did not add up, or work that failed on a worker
 |   +-- WorkerLostError    a worker that others waited for died or hangs
 +-- TrainingError          NaN loss, labels out of range, a world size that does not fit
++-- TrainingStopped        training that was asked to end, after it saved
 """
 
 
@@ -78,3 +79,9 @@ class TrainingError(MlcdError):
     """A loss that is not finite, labels out of range, or a world size that does not fit."""
 
     code = "training"
+
+
+class TrainingStopped(MlcdError):  # noqa: N818 - asked for, nothing went wrong
+    """Training was asked to end; its state is saved and a rerun goes on from there."""
+
+    code = "training-stopped"

@@ -47,12 +47,15 @@ class LabelRuntime(Runtime):
 
 
 class TrainRuntime(Runtime):
-    """World size and the checkpoint interval."""
+    """World size, the checkpoint interval, and what saves memory or survives losses."""
 
     workers: int = Field(1, ge=1, description="Ray Train workers, the ranks")
     device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     log_steps: int = Field(20, ge=1, description="steps between log records")
+    log_folder: str = Field("", description="of the JSONL log and TensorBoard files; empty: logs/ under a local root")
+    retries: int = Field(3, ge=0, description="new starts after lost workers, at the largest world size that fits")
+    checkpoint_activations: bool = Field(False, description="recompute the tower's activations: less memory, more time")
 
 
 class EvaluateRuntime(Runtime):

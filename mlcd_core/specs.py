@@ -28,13 +28,14 @@ class StageSpec(Spec):
 
 
 class EmbedSpec(StageSpec):
-    """One off-the-shelf embedding per image."""
+    """One embedding per image, of an off-the-shelf model or of a tower trained here."""
 
     STAGE = "embed"
 
-    embedder: Literal["hog_words", "open_clip"] = "hog_words"
-    architecture: str = Field("", description="open_clip model name, for example ViT-B-32")
-    weights_sha256: str = Field("", description="sha256 of the weights file; resolved from embed.pretrained when empty")
+    embedder: Literal["hog_words", "open_clip", "tower"] = "hog_words"
+    tower: str = Field("", description="of tower: digest of the train manifest, 12 digits or more; resolved to all 64")
+    architecture: str = Field("", description="open_clip model name, for example ViT-B-32; of tower: from its manifest")
+    weights_sha256: str = Field("", description="sha256 of the weights file; resolved when empty")
     image_size: int = Field(32, ge=8, description="pixels of the square crop that the embedder sees")
     batch_rows: int = Field(256, ge=1, description="rows per encoder call; the last batch of a shard is shorter")
     max_pixels: int = Field(64_000_000, ge=1, description="an image with more pixels gets the status too_many_pixels")
@@ -90,38 +91,66 @@ class LabelSpec(StageSpec):
     num_labels: int = Field(16, ge=1, description="L, centroid ids kept per row; how many train is train.num_positive")
 
 
+LossName = Literal["mlcd", "mlc", "softmax", "softmax_masked", "mlcd_bias"]
+LOSS_WORDS = (
+    "mlcd: Eq. 5; mlc: Eq. 4; softmax: Eq. 3, single label; softmax_masked: mean over the positives of Eq. 3; "
+    "mlcd_bias: mlcd with a learned threshold"
+)
+
+
 class HeadSpec(StageSpec):
-    """The discrimination loss over class centers (MLCD, arXiv 2407.17331)."""
+    """The discrimination loss over class centers (MLCD, arXiv 2407.17331); equations in ``train.head.losses``."""
 
     STAGE = "train"
 
-    loss: Literal["mlcd", "softmax"] = Field("mlcd", description="mlcd: Eq. 5; softmax: single label, num_positive 1")
-    margin_kind: Literal["cosface"] = "cosface"
-    margin: float = Field(0.3, ge=0, description="subtracted from the cosine of positives")
+    loss: LossName = Field("mlcd", description=LOSS_WORDS)
+    margin_kind: Literal["cosface", "arcface", "none"] = Field("cosface", description="margin on positives")
+    margin: float = Field(0.3, ge=0, description="m, taken from the cosine (cosface) or added to the angle (arcface)")
     scale: float = Field(64.0, gt=0)
     negative_ratio: float = Field(0.1, gt=0, le=1, description="r, share of the classes drawn as negatives each step")
-    sampling: Literal["independent"] = "independent"
+    sampling: Literal["independent", "partial_fc"] = Field(
+        "independent", description="partial_fc: the batch's positives are drawn first; can exceed r"
+    )
+    negative_weighting: Literal["none", "inverse_rate"] = Field(
+        "none", description="inverse_rate: each negative counts 1 / r times, so the sum estimates that over all classes"
+    )
 
 
 class TrainSpec(HeadSpec):
     """One training run of a tower against the cluster labels."""
 
-    tower: str = Field("conv-tiny", description="conv-tiny, or an open_clip vision tower such as open_clip:ViT-B-32")
+    tower: str = Field(
+        "conv-tiny", description="conv-tiny, open_clip:<architecture> such as open_clip:ViT-B-32, or timm:<model>"
+    )
     image_size: int = Field(32, ge=8)
     max_pixels: int = Field(64_000_000, ge=1)
     image_column: str = "auto"
     num_positive: int = Field(8, ge=1, description="l, how many of a row's labels are its positives")
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(64, ge=1, description="B, rows of the global batch")
+    accumulation: int = Field(1, ge=1, description="pieces in which a rank's rows go through the tower; same gradient")
     lanes: int = Field(8, ge=1, description="fixed reading lanes; world size divides lanes divides batch_size")
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     center_learning_rate: float = Field(2e-3, gt=0)
     center_weight_decay: float = Field(0.0, ge=0)
+    center_optimizer: Literal["lazy", "dense"] = Field(
+        "lazy", description="lazy: AdamW on the centers that a step touches; dense: on all centers at every step"
+    )
+    center_init: Literal["normal", "centroids", "centroids_pca"] = Field(
+        "normal", description="centroids: as clustered, where dimensions match; centroids_pca: through their PCA"
+    )
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps with linear warm-up; then cosine to 0")
+    schedule: Literal["cosine", "poly"] = Field("cosine", description="decay to 0 after warm-up; poly: (1 - t)^2")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps with linear warm-up")
     clip_norm: float = Field(5.0, gt=0, description="global gradient norm of tower and head together")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast of the tower, and TF32 products in the head on CUDA"
+    )
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average of the tower's weights; 0: no average")
+    compile: bool = Field(False, description="torch.compile of the tower")
+    start_from: str = Field("", description="digest of a train manifest whose weights are the start; empty: random")
     augment: Literal["shift_jitter", "crop_flip", "none"] = "shift_jitter"
     seed: int = 0
 

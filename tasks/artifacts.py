@@ -4,7 +4,7 @@ Pictures are small PNGs inside the markdown. Showing is best effort: work that i
 server did not take its picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -68,14 +68,33 @@ def _pictures(manifest: Manifest) -> list[str]:
         ]
     if manifest.stage == "train":
         curve = metrics["curve"]
-        loss = curves_png(
-            {"loss": [(point["step"], point["loss"]) for point in curve]}, title="Loss", x_label="step", y_label="loss"
-        )
-        return [_picture("loss", loss)]
+        pictures = [
+            _curves(curve, ("loss",), "Loss"),
+            _curves(curve, ("positive_cosine", "negative_cosine"), "Mean cosine"),
+            _curves(curve, ("effective_rank",), "Effective rank of the features"),
+            _curves(curve, ("images_per_s",), "Images per second"),
+        ]
+        return [markdown_table(["", ""], _train_rows(manifest)), *pictures]
     if manifest.stage == "evaluate":
         header, rows = metrics_table(metrics["scores"])
         return [markdown_table(header, rows)] if rows else ["No labels were given: cluster evidence only."]
     return []
+
+
+def _train_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """Who trained, and the watches of the last record."""
+    notes, last = manifest.provenance, manifest.metrics["curve"][-1]
+    worlds = ", ".join(map(str, notes["world_sizes"]))
+    return [
+        ("workers of each attempt", f"{worlds} on {notes['device']}"),
+        *((f"last {name}", f"{value:,.6g}") for name, value in last.items()),
+    ]
+
+
+def _curves(curve: Sequence[Mapping[str, float]], names: Sequence[str], title: str) -> str:
+    """One line per value over the steps; a record that lacks a value leaves it out."""
+    series = {name: [(record["step"], record[name]) for record in curve if name in record] for name in names}
+    return _picture(title.lower(), curves_png(series, title=title, x_label="step", y_label=""))
 
 
 def _picture(title: str, png: bytes) -> str:

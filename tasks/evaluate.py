@@ -15,7 +15,7 @@ from mlcd_core.specs import EmbedSpec, EvaluateSpec, TrainSpec
 from mlcd_core.store import LocalFiles, Manifest, StageFolder, UnitTask, read_part
 from tasks.embed import resolved_embed_spec
 from tasks.run import Run
-from tasks.train import LabelReader
+from tasks.train_worker import LabelReader
 from tasks.work import UPSTREAM, Committed, Job, Made, StageWork, settings
 
 if TYPE_CHECKING:
@@ -125,10 +125,12 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
 def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
     from mlcd_core.device import pick_device
     from mlcd_core.images.embedder import build_embedder, find_weights
+    from mlcd_core.train.checkpoint import tower_part_name
     from mlcd_core.train.encoder import TowerEmbedder
 
     device = pick_device(job.runtime.device)
-    tower = next(part for part in job.train.parts if part.name == "tower")
+    name = tower_part_name(job.train_spec)
+    tower = next(part for part in job.train.parts if part.name == name)
     weights = find_weights(job.embed_spec, job.embed_runtime.pretrained)
     return {
         "trained": TowerEmbedder(job.train_spec, weights=read_part(files, tower), device=device),

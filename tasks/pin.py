@@ -5,10 +5,8 @@ reads that manifest's digest, so labels of old shards stay hits. Only cluster ca
 stages belong to the shards they were made from.
 """
 
-import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +15,13 @@ from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import short, spec_record
 from mlcd_core.specs import StageName
 from mlcd_core.store import LocalFiles, Manifest
-from mlcd_core.store.records import decode_manifest
 from tasks.embed import resolved_embed_spec
 from tasks.run import PINNABLE, Run
 from tasks.run_record import RunRecord
+from tasks.sealed import DIGEST, sealed_manifests, sealed_spec
 
 # what a vector means, with the version of the code; the other fields of an embed spec say how rows are read
 SPACE_FIELDS = ("embedder", "architecture", "weights_sha256", "image_size")
-DIGEST = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def _manifest_of(files: LocalFiles, stage: StageName, source: str) -> Manifest:
             f"--name {source} --until {stage}, or pin another"
         )
     wanted = runs.get(source) or source
-    sealed = [m for m in _manifests(files, stage) if DIGEST.fullmatch(wanted) and m.digest.startswith(wanted)]
+    sealed = [m for m in sealed_manifests(files, stage) if DIGEST.fullmatch(wanted) and m.digest.startswith(wanted)]
     digests = {manifest.digest for manifest in sealed}
     if len(digests) == 1:
         return max(sealed, key=lambda manifest: (manifest.attempt, manifest.spec))
@@ -88,17 +85,9 @@ def _digests_of_runs(files: LocalFiles, stage: StageName) -> dict[str, str | Non
     return found
 
 
-def _manifests(files: LocalFiles, stage: str) -> Iterable[Manifest]:
-    for info in files.list(stage):
-        if "/manifests/" in info.path:
-            data = files.read(info.path)
-            assert data is not None, f"{info.path} vanished while it was read"
-            yield decode_manifest(data, files.uri(info.path))
-
-
 def _choices(files: LocalFiles, stage: StageName, runs: Mapping[str, str | None]) -> str:
     named = [f"{name} ({short(digest)})" for name, digest in sorted(runs.items()) if digest]
-    digests = {short(m.digest) for m in _manifests(files, stage) if m.digest not in runs.values()}
+    digests = {short(m.digest) for m in sealed_manifests(files, stage) if m.digest not in runs.values()}
     return f"there are the runs {', '.join(named) or 'none'} and the digests {', '.join(sorted(digests)) or 'none'}"
 
 
@@ -116,7 +105,7 @@ def _check_same_space(run: Run, manifest: Manifest, source: str) -> None:
     """Refuse centroids of another embedder; the same code, weights and size also give the same dims."""
     embed = manifest.inputs["embed"]
     ours = _space(spec_record(resolved_embed_spec(run)))
-    theirs = [_space(_spec_json(run.files, m)) for m in _manifests(run.files, "embed") if m.digest == embed]
+    theirs = [_space(sealed_spec(run.files, m)) for m in sealed_manifests(run.files, "embed") if m.digest == embed]
     if not theirs:
         raise ConfigError(
             f"pin {manifest.stage}={source}: its embeddings {short(embed)} are no longer under "
@@ -134,15 +123,6 @@ def _check_same_space(run: Run, manifest: Manifest, source: str) -> None:
 
 def _space(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**{field: record["spec"][field] for field in SPACE_FIELDS}, "stage_version": record["stage_version"]}
-
-
-def _spec_json(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
-    path = f"{manifest.stage}/{short(manifest.spec)}/spec.json"
-    data = files.read(path)
-    if data is None:
-        raise CorruptRecordError(f"{files.uri(path)} is gone; run again with --only {manifest.stage}, it is made anew")
-    record: dict[str, Any] = json.loads(data)
-    return record
 
 
 def _check_enough(run: Run, manifest: Manifest, source: str) -> None:

@@ -80,7 +80,7 @@ def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, 
         if plan.manifest is not None:
             committed[stage] = plan.manifest
         missing = len(plan.pending) if work.units else int(plan.manifest is None)
-        plans.append(_entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, ""))
+        plans.append(_entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, work.note))
     return plans
 
 

@@ -11,10 +11,11 @@ POLL_S = 1.0
 
 
 class EventBoard:
-    """Body of the Ray actor that holds events until the driver takes them."""
+    """Body of the Ray actor that holds events until the driver takes them, and a wish of the driver's to stop."""
 
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Value]]] = []
+        self._is_stop_asked = False
 
     def push(self, event: str, values: dict[str, Value]) -> None:
         """Append one event."""
@@ -25,15 +26,23 @@ class EventBoard:
         events, self._events = self._events, []
         return events
 
+    def ask_stop(self) -> None:
+        """Ask the workers to save and stop."""
+        self._is_stop_asked = True
+
+    def is_stop_asked(self) -> bool:
+        """Whether the workers should save and stop."""
+        return self._is_stop_asked
+
 
 class RemoteReport:
     """A ``Report`` for worker processes: sends without waiting, so it cannot hold up the work."""
 
     def __init__(self, board: Any) -> None:  # a Ray actor handle has no static type
-        self._board = board
+        self.board = board
 
     def __call__(self, event: str, values: Mapping[str, Value]) -> None:
-        self._board.push.remote(event, dict(values))
+        self.board.push.remote(event, dict(values))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import LocalFiles
 from tasks.demo_data import DEMO, compose_demo
+from tasks.tower import with_tower
 
 PINNABLE: tuple[StageName, ...] = ("cluster",)
 
@@ -90,7 +91,10 @@ def open_run(request: Request) -> Run:
 
 
 def read_settings(request: Request) -> Config:
-    """The configuration of a request. Raises ConfigError; reads no data."""
+    """The configuration of a request, with the tower that embeds looked up in the root.
+
+    Raises ConfigError; reads no data.
+    """
     for stage, source in request.pin.items():
         if stage not in PINNABLE or not source:
             raise ConfigError(
@@ -99,7 +103,8 @@ def read_settings(request: Request) -> Config:
             )
     # pinned centroids are counted in their manifest, not by a key
     counted = {"cluster.num_centroids": None} if "cluster" in request.pin else {}
-    return load_config(request.preset, environment=os.environ, overrides={**request.overrides, **counted})
+    config = load_config(request.preset, environment=os.environ, overrides={**request.overrides, **counted})
+    return with_tower(config, LocalFiles(request.root))
 
 
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:

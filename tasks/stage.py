@@ -15,7 +15,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from mlcd_core.config import most_workers
 from mlcd_core.errors import MlcdError, UpstreamMissingError
 from mlcd_core.events import silent
 from mlcd_core.identity import short
@@ -29,6 +28,7 @@ from tasks.reporting import prefect_report, stage_logger
 from tasks.run import Run
 from tasks.run_record import RunRecord
 from tasks.tables import stage_note
+from tasks.train import check_train
 from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
 
 
@@ -65,31 +65,33 @@ class StageOutcome:
         }
 
 
-def run_stages(run: Run, selected: list[StageName]) -> list[StageOutcome]:
+def run_stages(run: Run, selected: list[StageName], session: RaySession) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
-    A pinned stage never runs. After a failed stage the rest is skipped.
+    A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
+    has work.
     """
     pinned = resolve_pins(run)
+    if "train" in selected:
+        check_train(run)
     outcomes: list[StageOutcome] = []
     committed: dict[StageName, Manifest] = {}
-    with RaySession(most_workers=most_workers(run.config)) as session:
-        for stage in STAGES:
-            if outcomes and outcomes[-1].result == "failed":
-                outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
-                break
-            if stage in selected and stage not in pinned:
-                state = stage_task.with_options(name=stage)(stage, run, committed, session, return_state=True)
-                outcome = state.result(raise_on_failure=False)
-                if isinstance(outcome, Exception):
-                    raise outcome
-            elif stage in pinned:
-                outcome = _pinned(stage, run, pinned[stage])
-            else:
-                outcome = _unselected(stage, run, committed, needed=_needed(stage, selected, pinned))
-            if outcome.manifest is not None:
-                committed[stage] = outcome.manifest
-            outcomes.append(outcome)
+    for stage in STAGES:
+        if outcomes and outcomes[-1].result == "failed":
+            outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
+            break
+        if stage in selected and stage not in pinned:
+            state = stage_task.with_options(name=stage)(stage, run, committed, session, return_state=True)
+            outcome = state.result(raise_on_failure=False)
+            if isinstance(outcome, Exception):
+                raise outcome
+        elif stage in pinned:
+            outcome = _pinned(stage, run, pinned[stage])
+        else:
+            outcome = _unselected(stage, run, committed, needed=_needed(stage, selected, pinned))
+        if outcome.manifest is not None:
+            committed[stage] = outcome.manifest
+        outcomes.append(outcome)
     return outcomes
 
 

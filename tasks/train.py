@@ -5,62 +5,121 @@ where to go on, and Ray's run gets a fresh name and a scratch folder each time.
 """
 
 import math
-import tempfile
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from mlcd_core.dataset import Shard
-from mlcd_core.events import Report
+from mlcd_core.errors import ConfigError
+from mlcd_core.events import Report, Value
+from mlcd_core.identity import fingerprint, short, spec_fingerprint
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
-from mlcd_core.store import LocalFiles, Part, read_part
 from tasks.progress import forwarded_events
 from tasks.run import Run
-from tasks.work import ChainAddress, Committed, Job, Made, StageWork, settings
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What a train worker needs, small enough to send."""
-
-    links: ChainAddress
-    runtime: TrainRuntime
-    shards: tuple[Shard, ...]
-    label_parts: tuple[Part, ...]
-    num_classes: int
-    key_column: str
-    report: Report
+from tasks.train_attempts import Device, pick_train_device, run_attempts
+from tasks.train_log import train_log
+from tasks.train_progress import train_progress
+from tasks.train_start import start_of, start_parts
+from tasks.train_stop import saving_at_sigterm
+from tasks.train_worker import TrainJob, train_worker
+from tasks.work import Committed, Job, Made, StageWork, settings
 
 
 def train_work(run: Run, committed: Committed) -> StageWork:
-    """Describe the stage; C is the number of centroids in the label manifest."""
-    spec, runtime = settings(run, "train")
-    assert isinstance(spec, TrainSpec)
+    """Describe the stage; C is the number of centroids in the label manifest. Raises ConfigError as ``start_of``."""
+    _, runtime = settings(run, "train")
     assert isinstance(runtime, TrainRuntime)
-    label = committed["label"]
+    spec, start = start_of(run)
+    label, cluster = committed["label"], committed["cluster"]
+    inputs = {"data": run.data_digest, "label": label.digest}
+    if spec.center_init != "normal":
+        inputs["cluster"] = cluster.digest
+    if start is not None:
+        inputs["start"] = start.digest
 
     def make(job: Job) -> Made:
+        import ray
+
+        beginning = start_parts(run, start, label) if start else None
         job.session.start()
         links = work.links(job)
-        with forwarded_events(job.report) as report:
-            num_classes, key_column = label.metrics["num_centroids"], run.config.embed.key_column
-            _fit(TrainJob(links, runtime, run.shards, label.parts, num_classes, key_column, report))
+        device = pick_train_device(runtime.device, ray.cluster_resources())
+        train_job = TrainJob(
+            links=links,
+            runtime=runtime.model_copy(update={"device": device}),
+            shards=run.shards,
+            label_parts=label.parts,
+            num_classes=label.metrics["num_centroids"],
+            key_column=run.config.embed.key_column,
+            centroids=cluster.parts[0] if "cluster" in inputs else None,
+            start=beginning,
+        )
+        worlds = train_on_workers(train_job, device, log_folder(run, spec), job.report)
         last = links.open().newest()
         assert last is not None, "training ended without a checkpoint"
-        return Made([last], metrics={"curve": last.state["curve"]}, notes={"world_size": runtime.workers})
+        notes = {"device": device, "world_sizes": worlds}
+        return Made([last], metrics={"curve": last.state["curve"]}, notes=notes)
 
     work = StageWork(
         spec=spec,
-        inputs={"data": run.data_digest, "label": label.digest},
+        inputs=inputs,
         make=make,
         last_number=_total_steps(spec, usable_rows=label.usable),
+        note=_beginning(spec, inputs),
     )
     return work
+
+
+def check_train(run: Run) -> None:
+    """Raise ConfigError for settings of train that can be known to be wrong before the stages above have run."""
+    spec, _ = start_of(run)
+    log_folder(run, spec)
+
+
+def log_folder(run: Run, spec: TrainSpec) -> Path:
+    """Where the logs of all inputs of this spec lie. Raises ConfigError for a relative ``train.log_folder``."""
+    given = run.config.train.log_folder
+    if given and not Path(given).is_absolute():
+        raise ConfigError(
+            f"train.log_folder is {given!r}; a deployment runs in another folder than yours, so give an absolute path"
+        )
+    return (Path(given) if given else Path(run.files.root) / "logs") / "train" / short(spec_fingerprint(spec))
+
+
+def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) -> list[int]:
+    """Train to the end, through lost workers, and return the world size of each attempt.
+
+    SIGTERM makes the workers save and ends the run.
+    """
+    import ray
+
+    from mlcd_core.train.head.blocks import ClassBlocks
+
+    spec = job.links.spec
+    assert isinstance(spec, TrainSpec)
+    started = threading.Event()
+
+    def note_start(event: str, values: Mapping[str, Value]) -> None:
+        del values
+        if event == "train_start":
+            started.set()
+
+    with ExitStack() as stack:
+        log = stack.enter_context(train_log(logs, short(fingerprint(job.links.inputs))))
+        heard = _each(report, log, train_progress(), note_start)
+        remote = stack.enter_context(forwarded_events(heard))
+        ask = remote.board.ask_stop.remote
+        stack.enter_context(saving_at_sigterm(lambda: ray.get(ask()), can_save=started.is_set))
+        return run_attempts(
+            train_worker,
+            {"job": job, "report": remote},
+            spec=spec,
+            runtime=job.runtime,
+            device=device,
+            num_blocks=ClassBlocks(job.num_classes).num_blocks,
+            report=heard,
+        )
 
 
 def _total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
@@ -69,51 +128,20 @@ def _total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
     return spec.epochs * math.ceil(longest_lane / (spec.batch_size // spec.lanes))
 
 
-def _fit(job: TrainJob) -> None:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    with tempfile.TemporaryDirectory(prefix="mlcd-ray-train-") as scratch:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=job.runtime.workers, resources_per_worker={"CPU": 1}),
-            torch_config=TorchConfig(backend="gloo"),
-            run_config=RunConfig(name=uuid.uuid4().hex, storage_path=scratch),
-        )
-        trainer.fit()
+def _beginning(spec: TrainSpec, inputs: Mapping[str, str]) -> str:
+    """One line for ``plan``: what training begins from, where that is not random."""
+    said = []
+    if "start" in inputs:
+        said.append(f"begins with the weights of train {short(inputs['start'])}")
+    if "cluster" in inputs:
+        through = " through their PCA" if spec.center_init == "centroids_pca" else ""
+        said.append(f"centers begin as the centroids of cluster {short(inputs['cluster'])}{through}")
+    return "; ".join(said)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One rank: reads its lanes, trains, writes its blocks of each checkpoint."""
-    import torch.distributed as dist
+def _each(*reports: Report) -> Report:
+    def report(event: str, values: Mapping[str, Value]) -> None:
+        for listener in reports:
+            listener(event, values)
 
-    from mlcd_core.train import TrainData, train
-
-    job: TrainJob = config["job"]
-    chain = job.links.open()
-    spec = job.links.spec
-    assert isinstance(spec, TrainSpec)
-    train(
-        spec,
-        TrainData(
-            shards=job.shards, read_labels=LabelReader(job.links.root, job.label_parts), key_column=job.key_column
-        ),
-        num_classes=job.num_classes,
-        chain=chain,
-        group=dist.group.WORLD,
-        runtime=job.runtime,
-        report=job.report,
-    )
-
-
-class LabelReader:
-    """Reads the label table of a shard by its position in the data."""
-
-    def __init__(self, root: str, parts: Sequence[Part]) -> None:
-        self._files = LocalFiles(root)
-        self._parts = parts
-
-    def __call__(self, shard: int) -> pa.Table:
-        """The table of ``tables.label_schema`` that belongs to shard number ``shard``."""
-        return pq.read_table(pa.BufferReader(read_part(self._files, self._parts[shard])))
+    return report

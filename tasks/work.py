@@ -39,6 +39,7 @@ class StageWork:
     """One stage of one run, before it is decided whether anything must run.
 
     units: identities in order; ``()`` for a chain, which has a ``last_number`` instead. inputs: role -> digest.
+    note: one line for ``plan`` on what is special about the inputs.
     """
 
     spec: StageSpec
@@ -47,6 +48,7 @@ class StageWork:
     units: tuple[str, ...] = ()
     last_number: int = 0
     expected_rows: int | None = None
+    note: str = ""
 
     def links(self, job: Job) -> "ChainAddress":
         """Where the links of a chain stage are."""

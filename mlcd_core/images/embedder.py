@@ -1,7 +1,8 @@
 """What an embedder is, where its weights come from, and how one is built.
 
 Weights are found once, by whoever plans the stage, and travel as bytes: their sha256 is what the spec keeps, so the
-same file under another path or tag is the same stage. Nothing here downloads unless an open_clip tag is named.
+same file under another path or tag is the same stage. Nothing here downloads unless an open_clip tag is named. A tower
+trained here is a weights file like others; which manifest it came from is known to whoever filled in the spec.
 
 B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
 """
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import sha256_hex
-from mlcd_core.specs import EmbedSpec
+from mlcd_core.specs import EmbedSpec, TrainSpec
 
 if TYPE_CHECKING:
     from torch import Tensor  # planning finds weights without loading torch
+
+    from mlcd_core.train.encoder import TowerEmbedder
 
 CODEBOOK_FILE = "hog_words.safetensors"
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -50,7 +53,7 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
     path = Path(pretrained).expanduser()
     if pretrained and path.is_file():
         return _checked(path.read_bytes(), spec, pretrained)
-    if spec.embedder == "hog_words" or path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
+    if spec.embedder != "open_clip" or path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
         raise ConfigError(
             f"embed.pretrained={pretrained} is not a file; expected the weights of {spec.embedder}: "
             f"give the path of an existing file{_or_leave_it(spec)}"
@@ -61,10 +64,12 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
 
 
 def embedding_dim(spec: EmbedSpec, pretrained: str) -> int:
-    """D, from the codebook's header or open_clip's model file: no weights of a network are read, no torch is loaded.
+    """D, from the codebook's header, open_clip's model file, or the tower built without its weights.
 
-    Raises ConfigError for an architecture that open_clip does not have.
+    Only a tower loads torch. Raises ConfigError for an architecture that does not exist.
     """
+    if spec.embedder == "tower":
+        return _tower_embedder(spec, None, "cpu").dim
     if spec.embedder == "hog_words":
         weights = find_weights(spec, pretrained)
         header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
@@ -88,9 +93,19 @@ def build_embedder(spec: EmbedSpec, *, weights: bytes, device: str) -> Embedder:
         from mlcd_core.images.hog_words import build_hog_words
 
         return build_hog_words(weights, image_size=spec.image_size, device=device)
+    if spec.embedder == "tower":
+        return _tower_embedder(spec, weights, device)
     from mlcd_core.images.open_clip_embedder import build_open_clip
 
     return build_open_clip(spec.architecture, weights=weights, image_size=spec.image_size, device=device)
+
+
+def _tower_embedder(spec: EmbedSpec, weights: bytes | None, device: str) -> "TowerEmbedder":
+    from mlcd_core.train.encoder import TowerEmbedder
+
+    # of a train spec only these two shape a tower whose weights are given
+    tower = TrainSpec(tower=spec.architecture, image_size=spec.image_size)
+    return TowerEmbedder(tower, weights=weights, device=device)
 
 
 def _checked(weights: bytes, spec: EmbedSpec, source: str) -> bytes:
@@ -104,4 +119,5 @@ def _checked(weights: bytes, spec: EmbedSpec, source: str) -> bytes:
 
 
 def _or_leave_it(spec: EmbedSpec) -> str:
-    return ", or leave it empty for the packaged codebook" if spec.embedder == "hog_words" else ", or an open_clip tag"
+    others = {"hog_words": ", or leave it empty for the packaged codebook", "open_clip": ", or an open_clip tag"}
+    return others.get(spec.embedder, "")

@@ -23,7 +23,7 @@ class Chain:
         self.input = fingerprint(dict(inputs))
         self.attempt = attempt
         self.last_number = last_number
-        self._read: dict[str, Receipt | None] = {}  # path of a receipt -> the link of this chain, if it is one
+        self._read: dict[str, Receipt] = {}  # path of a receipt of the folder -> the receipt
 
     def newest(self) -> Receipt | None:
         """The link with the highest number whose parts are all there, or None: start from the beginning."""
@@ -61,26 +61,32 @@ class Chain:
         return {info.path: info.bytes for info in self.folder.files.list(self.folder.prefix)}
 
     def _links(self, paths: Iterable[str]) -> list[Receipt]:
-        """The links of this chain whose receipts are among these paths, by number.
+        """The links of this chain whose receipts are among these paths, by number."""
+        return sorted((link for link in self._receipts(paths) if self._is_own(link)), key=lambda link: link.number)
+
+    def _receipts(self, paths: Iterable[str]) -> list[Receipt]:
+        """All links of the folder, of this chain and others.
 
         A name is a hash of the number, and there can be more numbers than anyone would try: the receipts are read.
         """
-        folder, ending = f"{self.folder.prefix}/units/", f"-{self.attempt:04d}.json"
-        found = [self._link(path) for path in paths if path.startswith(folder) and path.endswith(ending)]
-        return sorted((link for link in found if link is not None), key=lambda link: link.number)
+        return [self._receipt(path) for path in paths if path.startswith(f"{self.folder.prefix}/units/")]
 
-    def _link(self, path: str) -> Receipt | None:
+    def _receipt(self, path: str) -> Receipt:
         if path not in self._read:
             data = self.folder.files.read(path)
             assert data is not None, f"{path} was listed and is gone"
-            receipt = decode_receipt(data, self.folder.files.uri(path))
-            self._read[path] = receipt if receipt.unit == self._unit(receipt.number) else None
+            self._read[path] = decode_receipt(data, self.folder.files.uri(path))
         return self._read[path]
+
+    def _is_own(self, link: Receipt) -> bool:
+        return link.attempt == self.attempt and link.unit == self._unit(link.number)
 
     def _drop_old_data(self) -> None:
         sizes = self._sizes()
         links = self._links(sizes)
-        kept = {part.path for link in links[-KEPT_LINKS:] for part in link.parts}
+        # equal content is one file, which a link of other input may name too
+        kept_links = [*links[-KEPT_LINKS:], *(link for link in self._receipts(sizes) if not self._is_own(link))]
+        kept = {part.path for link in kept_links for part in link.parts}
         for link in links[:-KEPT_LINKS]:
             for part in link.parts:
                 if part.path in sizes and part.path not in kept:

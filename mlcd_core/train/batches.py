@@ -65,8 +65,9 @@ class _LoadedGroup:
 class BatchReader:
     """Serves one rank's part of every global batch; use it as a context manager, it owns threads.
 
-    Reads all label files once to count usable rows. Raises DataError without usable rows, and for a labelled image
-    that does not decode; LabelDataError for labels that do not fit; ConfigError or TrainingError for lanes that do not.
+    Reads all label files once to count usable rows. Raises DataError for fewer usable rows than lanes, and for a
+    labelled image that does not decode; LabelDataError for labels that do not fit; ConfigError or TrainingError for
+    lanes that do not.
     """
 
     def __init__(self, data: TrainData, spec: TrainSpec, ranks: Ranks, *, num_classes: int, threads: int = 1) -> None:
@@ -85,6 +86,11 @@ class BatchReader:
             raise DataError(
                 f"no row of {len(data.shards)} shards has a label: expected usable images; look at the embed stage's "
                 "statuses, most often the image column or max_pixels is wrong"
+            )
+        if self.lanes.num_rows < spec.lanes:
+            raise DataError(
+                f"{self.lanes.num_rows} usable rows for {spec.lanes} lanes; expected at least one row for each: "
+                f"set train.lanes <= {self.lanes.num_rows} and train.batch_size to a multiple of it, or add images"
             )
         self._order = lru_cache(2)(self.lanes.epoch)
         self._loaded: dict[int, _LoadedGroup] = {}

@@ -2,14 +2,16 @@
 
 Every rank writes its own blocks; rank 0 writes the rest and appends the link that makes the checkpoint count. Files
 are by class block, not by rank, so any allowed world size can load them, reading only the blocks it owns. Equal
-weights are equal bytes. No pickle. A link's number is the global step: how many steps are done.
+weights are equal bytes. No pickle. A link's number is the global step: how many steps are done. Where the tower's
+weights are averaged, the average is a part of its own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from mlcd_core.errors import CorruptRecordError, TrainingError
 from mlcd_core.identity import canonical_json, spec_fingerprint
@@ -20,8 +22,9 @@ from mlcd_core.train.model import Tower, build_tower
 from mlcd_core.train.step import Trainee
 
 TOWER_PART = "tower"
+EMA_PART = "tower-ema"
 TOWER_OPTIMIZER_PART = "tower-optimizer"
-CENTER_DECAY_PART = "center-decay"
+HEAD_PART = "head"
 STATE_PART = "state"
 
 
@@ -31,14 +34,15 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[d
     Where another writer's link was first and differs, that one is loaded: what stands is what goes on.
     """
     head, ranks = trainee.head, trainee.head.ranks
-    own = [_put(chain, _block_name(block), head.block_state(block)) for block in _filled(head, head.blocks)]
+    own = [_put(chain, block_name(block), head.block_state(block)) for block in filled_blocks(head)]
     if ranks.rank == 0:
         own += [
             _put(chain, TOWER_PART, trainee.tower.state_dict()),
             _put(chain, TOWER_OPTIMIZER_PART, _optimizer_tensors(trainee)),
-            _put(chain, CENTER_DECAY_PART, {"log_decay": head.optimizer.log_decay}),
+            _put(chain, HEAD_PART, head.common_state()),
             chain.put(STATE_PART, ".json", canonical_json(_state(trainee, step=step, epoch=epoch)).encode()),
         ]
+        own += [_put(chain, EMA_PART, trainee.average.state)] if trainee.average else []
     parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
     state = {"step": step, "epoch": epoch, "curve": curve}
     link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
@@ -54,18 +58,20 @@ def load(trainee: Trainee, chain: Chain, link: Receipt) -> None:
     or changed.
     """
     head, parts = trainee.head, {part.name: part for part in link.parts}
-    _check_state(trainee, json.loads(_read(chain, parts, STATE_PART)), link.number)
-    for block in _filled(head, head.blocks):
-        saved = _tensors(chain, parts, _block_name(block))
+    _check_state(trainee, json.loads(part_bytes(chain.read, parts, STATE_PART)), link.number)
+    for block in filled_blocks(head):
+        saved = part_tensors(chain.read, parts, block_name(block))
         for name, tensor in head.block_state(block).items():
             tensor.copy_(saved[name])
-    head.optimizer.log_decay = _tensors(chain, parts, CENTER_DECAY_PART)["log_decay"].to(head.device)
-    trainee.tower.load_state_dict(_tensors(chain, parts, TOWER_PART))
-    _restore_optimizer(trainee, _tensors(chain, parts, TOWER_OPTIMIZER_PART))
+    head.load_common_state(part_tensors(chain.read, parts, HEAD_PART))
+    trainee.tower.load_state_dict(part_tensors(chain.read, parts, TOWER_PART))
+    _restore_optimizer(trainee, part_tensors(chain.read, parts, TOWER_OPTIMIZER_PART))
+    if trainee.average is not None:
+        trainee.average.load(part_tensors(chain.read, parts, EMA_PART))
 
 
 def load_tower(spec: TrainSpec, tower_part: bytes) -> Tower:
-    """The trained tower from the bytes of a manifest's part ``tower``, on the CPU, ready for evaluation."""
+    """The trained tower from the bytes of a manifest's part ``tower_part_name(spec)``, on the CPU, for evaluation."""
     import safetensors.torch
 
     tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed)
@@ -73,12 +79,37 @@ def load_tower(spec: TrainSpec, tower_part: bytes) -> Tower:
     return tower.eval()
 
 
-def _block_name(block: int) -> str:
+def tower_part_name(spec: TrainSpec) -> str:
+    """The part of a manifest that holds the tower to use: the averaged one where there is one."""
+    return EMA_PART if spec.ema_decay > 0 else TOWER_PART
+
+
+def block_name(block: int) -> str:
+    """The part that holds a class block."""
     return f"block-{block:04d}"
 
 
-def _filled(head: ShardedHead, blocks: range) -> list[int]:
-    return [block for block in blocks if len(head.partition.classes(range(block, block + 1)))]
+def filled_blocks(head: ShardedHead) -> list[int]:
+    """This rank's blocks that have classes."""
+    return [block for block in head.blocks if len(head.partition.classes(range(block, block + 1)))]
+
+
+def part_tensors(read: Callable[[Part], bytes], parts: Mapping[str, Part], name: str) -> dict[str, Tensor]:
+    """The tensors of one part. Raises CorruptRecordError where a checkpoint lacks it."""
+    import safetensors.torch
+
+    tensors: dict[str, Tensor] = safetensors.torch.load(part_bytes(read, parts, name))
+    return tensors
+
+
+def part_bytes(read: Callable[[Part], bytes], parts: Mapping[str, Part], name: str) -> bytes:
+    """The bytes of one part. Raises CorruptRecordError where a checkpoint lacks it."""
+    if name not in parts:
+        raise CorruptRecordError(
+            f"a checkpoint has no part {name!r}, it has {', '.join(sorted(parts))}; "
+            "delete that link's receipt and run again: training goes on from the link before"
+        )
+    return read(parts[name])
 
 
 def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:
@@ -86,22 +117,6 @@ def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:
 
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     return chain.put(name, ".safetensors", safetensors.torch.save(whole))
-
-
-def _read(chain: Chain, parts: Mapping[str, Part], name: str) -> bytes:
-    if name not in parts:
-        raise CorruptRecordError(
-            f"a checkpoint has no part {name!r}, it has {', '.join(sorted(parts))}; "
-            "delete that link's receipt and run again: training goes on from the link before"
-        )
-    return chain.read(parts[name])
-
-
-def _tensors(chain: Chain, parts: Mapping[str, Part], name: str) -> dict[str, Tensor]:
-    import safetensors.torch
-
-    tensors: dict[str, Tensor] = safetensors.torch.load(_read(chain, parts, name))
-    return tensors
 
 
 def _state(trainee: Trainee, *, step: int, epoch: int) -> dict[str, Any]:
@@ -117,7 +132,11 @@ def _state(trainee: Trainee, *, step: int, epoch: int) -> dict[str, Any]:
 def _check_state(trainee: Trainee, found: dict[str, Any], step: int) -> None:
     expected = _state(trainee, step=step, epoch=found["epoch"])
     if found != expected:
-        differing = [f"{key} {found.get(key)!r}, expected {expected[key]!r}" for key in expected]
+        differing = [
+            f"{key} {found.get(key)!r}, expected {expected[key]!r}"
+            for key in expected
+            if found.get(key) != expected[key]
+        ]
         raise TrainingError(
             f"the checkpoint of step {step} is of another run: {'; '.join(differing)}; "
             "train into its own root, or delete that chain"
@@ -127,13 +146,15 @@ def _check_state(trainee: Trainee, found: dict[str, Any], step: int) -> None:
 def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
     state = trainee.optimizer.state
     return {
-        f"{kind}.{name}": tensor
-        for name, parameter in trainee.tower.named_parameters()
-        for kind, tensor in state[parameter].items()
+        f"{kind}.{name}": tensor for name, parameter in _trained(trainee) for kind, tensor in state[parameter].items()
     }
 
 
 def _restore_optimizer(trainee: Trainee, saved: dict[str, Tensor]) -> None:
-    for name, parameter in trainee.tower.named_parameters():
+    for name, parameter in _trained(trainee):
         moments = {kind: saved[f"{kind}.{name}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
         trainee.optimizer.state[parameter] = {"step": saved[f"step.{name}"], **moments}
+
+
+def _trained(trainee: Trainee) -> list[tuple[str, Parameter]]:
+    return [named for named in trainee.tower.named_parameters() if named[1].requires_grad]

@@ -4,8 +4,10 @@ Without ``torch.distributed`` a process is rank 0 of 1 and every collective retu
 head are written once. All ranks must call the same methods in the same order, with tensors of equal shape.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -51,3 +53,10 @@ class Ranks:
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         return self.gathered(value if self.rank == 0 else None)[0]
+
+    def told_by_first(self, question: Callable[[], bool], device: torch.device) -> bool:
+        """Rank 0's answer, on every rank; one tiny sum, and none at one rank."""
+        if self.size == 1:
+            return question()
+        answer = torch.tensor([self.rank == 0 and question()], dtype=torch.int32, device=device)
+        return bool(self.summed(answer))

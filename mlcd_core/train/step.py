@@ -1,33 +1,42 @@
 """One optimisation step of tower and head on one global batch, the same on any number of ranks.
 
 The head's loss is the mean over the global batch, and each rank's backward gives its rows' share of that mean's tower
-gradient: the shares are *summed* over ranks (no DDP, which would average). Tower and head are clipped together, by the
-norm over all ranks' centers.
+gradient: the shares are *summed* over ranks (no DDP, which would average). Likewise a rank's rows may go through the
+tower in pieces, whose gradients add up. Tower and head are clipped together, by the norm over all ranks' centers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcd_core.errors import TrainingError
 from mlcd_core.specs import TrainSpec
+from mlcd_core.train.average import TowerAverage
 from mlcd_core.train.batches import Batch
-from mlcd_core.train.head import HeadOutput, ShardedHead
-from mlcd_core.train.model import Tower, build_tower, check_tower_ranks
+from mlcd_core.train.center_init import initial_centers
+from mlcd_core.train.head import AdamWSettings, HeadOutput, ShardedHead, combined
+from mlcd_core.train.model import Tower, build_tower, check_batch_norm, checkpoint_activations
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """Everything that training changes, on one rank. ``gradient`` is one vector behind all tower gradients."""
+    """Everything that training changes, on one rank.
+
+    ``encode`` is the tower, compiled where the spec says so. ``gradient`` is one vector behind all tower gradients.
+    """
 
     spec: TrainSpec
     tower: Tower
+    encode: Callable[[Tensor], Tensor]
     optimizer: torch.optim.AdamW
     gradient: Tensor
     head: ShardedHead
+    average: TowerAverage | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,14 @@ class StepResult:
     gradient_norm: float
 
 
+class NotFiniteError(TrainingError):
+    """A loss or gradient norm that is not finite, on all ranks alike; ``quantity`` says which and what it is."""
+
+    def __init__(self, quantity: str) -> None:
+        super().__init__(f"{quantity}, expected a finite number")
+        self.quantity = quantity
+
+
 def new_trainee(
     spec: TrainSpec,
     *,
@@ -45,11 +62,17 @@ def new_trainee(
     device: torch.device,
     group: dist.ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
+    centroids_KD: np.ndarray | None = None,
+    recompute_activations: bool = False,
 ) -> Trainee:
-    """Tower and head at step 0: functions of the spec and the number of classes alone."""
+    """Tower and head at step 0: functions of the spec, the number of classes and the centroids alone.
+
+    Raises TrainingError for ranks and ``train.accumulation`` that do not fit the batch or the tower.
+    """
     betas = (spec.beta1, spec.beta2)
     tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed).to(device=device, dtype=dtype)
-    optimizer = torch.optim.AdamW(tower.parameters(), lr=0.0, betas=betas, weight_decay=spec.weight_decay)
+    if recompute_activations:
+        checkpoint_activations(tower, spec.tower)
     head = ShardedHead(
         spec,
         num_classes,
@@ -58,37 +81,67 @@ def new_trainee(
         seed=spec.seed,
         dtype=dtype,
         device=device,
-        betas=betas,
-        weight_decay=spec.center_weight_decay,
+        adamw=AdamWSettings(spec.center_optimizer, betas, weight_decay=spec.center_weight_decay),
+        initial_centers=initial_centers(spec, centroids_KD, num_classes=num_classes, dim=tower.dim),
     )
-    check_tower_ranks(tower, spec.tower, head.ranks.size)
-    return Trainee(spec, tower, optimizer, _flat_gradient(tower), head)
+    check_batch_norm(tower, spec.tower, world_size=head.ranks.size, accumulation=spec.accumulation)
+    _check_accumulation(spec, head.ranks.size)
+    trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    return Trainee(
+        spec=spec,
+        tower=tower,
+        encode=torch.compile(tower) if spec.compile else tower,
+        optimizer=torch.optim.AdamW(trained, lr=0.0, betas=betas, weight_decay=spec.weight_decay),
+        gradient=_flat_gradient(trained),
+        head=head,
+        average=TowerAverage(tower, spec.ema_decay) if spec.ema_decay > 0 else None,
+    )
 
 
 def train_step(trainee: Trainee, batch: Batch, *, step: int, rate_share: float) -> StepResult:
     """Forward, backward and update at ``rate_share`` of the peak learning rates; ``batch`` is this rank's rows.
 
-    Raises TrainingError, before any update, when the loss or the gradient norm is not finite.
+    Raises NotFiniteError, before any update and on all ranks, when the loss or the gradient norm is not finite.
     """
     spec, head = trainee.spec, trainee.head
     trainee.gradient.zero_()
-    features_BD = trainee.tower(batch.pixels_BCHW.to(head.device, non_blocking=True))
-    output = head(features_BD, batch.positives_BL, step=step)
-    _check_finite(float(output.loss.detach()), "loss", step, batch)
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    head.begin(batch.positives_BL, step=step)
+    piece_rows = len(batch.positives_BL) // spec.accumulation
+    outputs = []
+    for first in range(0, len(batch.positives_BL), piece_rows):
+        rows = slice(first, first + piece_rows)
+        output = head.loss(_features(trainee, batch.pixels_BCHW[rows]), rows)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        outputs.append(output)
+    output = combined(outputs)
     head.ranks.summed(trainee.gradient)
-    norm = _clip(trainee, spec.clip_norm)
-    _check_finite(norm, "gradient norm", step, batch)
+    norm = math.sqrt(float(head.gradient_square_sum() + trainee.gradient.double().square().sum()))
+    _check_finite(float(output.loss), "loss")
+    _check_finite(norm, "gradient norm")
+    if norm > spec.clip_norm:
+        trainee.gradient.mul_(spec.clip_norm / norm)
+        head.scale_gradients(spec.clip_norm / norm)
     for settings in trainee.optimizer.param_groups:
         settings["lr"] = spec.learning_rate * rate_share
     trainee.optimizer.step()
     head.step(spec.center_learning_rate * rate_share)
+    if trainee.average is not None:
+        trainee.average.update(trainee.tower, step)
     return StepResult(output, norm)
 
 
-def _flat_gradient(tower: nn.Module) -> Tensor:
+def _check_accumulation(spec: TrainSpec, world_size: int) -> None:
+    rank_rows = spec.batch_size // world_size
+    if rank_rows % spec.accumulation:
+        fitting = [pieces for pieces in range(1, rank_rows + 1) if rank_rows % pieces == 0]
+        raise TrainingError(
+            f"train.accumulation={spec.accumulation} cannot cut the {rank_rows} rows of a rank (train.batch_size="
+            f"{spec.batch_size}, {world_size} ranks) into equal pieces; set it to one of {fitting}"
+        )
+
+
+def _flat_gradient(parameters: list[nn.Parameter]) -> Tensor:
     """One vector whose slices are the parameters' gradients: summed over ranks and clipped at once."""
-    parameters = list(tower.parameters())
     sizes = [parameter.numel() for parameter in parameters]
     flat = parameters[0].new_zeros(sum(sizes))
     for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
@@ -96,19 +149,13 @@ def _flat_gradient(tower: nn.Module) -> Tensor:
     return flat.detach()
 
 
-def _clip(trainee: Trainee, clip_norm: float) -> float:
-    head_squares = trainee.head.ranks.summed(trainee.head.gradient_TD.double().square().sum())
-    norm = math.sqrt(float(head_squares + trainee.gradient.double().square().sum()))
-    if norm > clip_norm:
-        trainee.gradient.mul_(clip_norm / norm)
-        trainee.head.gradient_TD.mul_(clip_norm / norm)
-    return norm
+def _features(trainee: Trainee, pixels_BCHW: Tensor) -> Tensor:
+    """Features of some rows; bfloat16 where the spec says so, which the head takes back to the centers' type."""
+    device = trainee.head.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=trainee.spec.precision == "bfloat16"):
+        return trainee.encode(pixels_BCHW.to(device, non_blocking=True))
 
 
-def _check_finite(value: float, name: str, step: int, batch: Batch) -> None:
+def _check_finite(value: float, name: str) -> None:
     if not math.isfinite(value):
-        keys = [key for key in batch.keys if key][:5]
-        raise TrainingError(
-            f"the {name} of step {step} is {value}, expected a finite number; this rank's batch begins with "
-            f"{', '.join(keys)}; lower train.learning_rate or train.scale, and look at these images"
-        )
+        raise NotFiniteError(f"the {name} is {value}")

@@ -5,15 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mlcd_core.train.batches import Batch
 from mlcd_core.train.head import HeadSpec, ShardedHead
 from mlcd_core.train.ranks import Ranks
 from mlcd_core.train.step import new_trainee, train_step
 from tests.distributed.harness import RankFailedError, run_ranks
 from tests.unit.train.head_cases import CASES, DIM, parity, relative
-from tests.unit.train.tiny import NUM_CLASSES, tiny_spec
-
-BATCH_ROWS = 16
+from tests.unit.train.tiny import BATCH_ROWS, NUM_CLASSES, global_batch, tiny_spec
 
 
 def sampled_and_initial(group):
@@ -22,19 +19,10 @@ def sampled_and_initial(group):
     return {"sampled": head.sampled_ids(11), "ids": head.class_ids_C, "centers": head.centers_CD}
 
 
-def global_batch(step):
-    generator = torch.Generator().manual_seed(step)
-    pixels_BCHW = torch.randint(0, 256, (BATCH_ROWS, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    positives_BL = torch.rand(BATCH_ROWS, NUM_CLASSES, generator=generator).topk(3, dim=1).indices
-    positives_BL[1] = -1
-    positives_BL[2, 1:] = -1
-    return Batch(pixels_BCHW, positives_BL, torch.arange(BATCH_ROWS), ("",) * BATCH_ROWS)
-
-
-def two_steps(group, dtype_name, clip_norm):
+def two_steps(group, dtype_name, clip_norm, accumulation):
     """Tower and this rank's centers after two steps on two global batches, and the losses and norms."""
     ranks = Ranks(group)
-    spec = tiny_spec(clip_norm=clip_norm, center_weight_decay=0.1)
+    spec = tiny_spec(clip_norm=clip_norm, center_weight_decay=0.1, accumulation=accumulation)
     trainee = new_trainee(
         spec, num_classes=NUM_CLASSES, device=torch.device("cpu"), group=group, dtype=getattr(torch, dtype_name)
     )
@@ -50,14 +38,15 @@ def two_steps(group, dtype_name, clip_norm):
     return {"tower": tower, "centers": trainee.head.centers_CD, "numbers": torch.tensor(numbers).double()}
 
 
-STEPS = [("float64", 0.5, 1e-10), ("float64", 1000.0, 1e-10), ("float32", 0.5, 1e-5)]  # the clip works, and does not
+# the clip works, and does not; the rank's rows come at once, and in pieces
+STEPS = [("float64", 0.5, 2, 1e-10), ("float64", 1000.0, 1, 1e-10), ("float32", 0.5, 1, 1e-5)]
 
 
 def everything(group):
     return {
         "parities": [asdict(parity(case, group)) for case in CASES],
         "draw": sampled_and_initial(group),
-        "steps": [two_steps(group, dtype_name, clip_norm) for dtype_name, clip_norm, _ in STEPS],
+        "steps": [two_steps(group, *case[:3]) for case in STEPS],
     }
 
 
@@ -88,8 +77,8 @@ def test_sampled_classes_and_initial_centers_do_not_depend_on_the_world_size(fou
 
 @pytest.mark.parametrize("case", range(len(STEPS)), ids=str)
 def test_steps_of_tower_and_head_give_the_weights_of_one_process(found_by_rank, case):
-    dtype_name, clip_norm, tolerance = STEPS[case]
-    alone = two_steps(None, dtype_name, clip_norm)
+    dtype_name, clip_norm, _, tolerance = STEPS[case]
+    alone = two_steps(None, dtype_name, clip_norm, accumulation=1)
     centers_CD = torch.cat([found["steps"][case]["centers"] for found in found_by_rank])
     assert relative(centers_CD, alone["centers"]) <= tolerance
     for found in found_by_rank:

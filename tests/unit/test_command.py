@@ -34,6 +34,11 @@ def shard(path: Path, **columns: list[object]) -> Path:
         (["--data", "demo", "--only", "train", "--until", "train"], 2, "leave out from_stage and until"),
         (["--data", "demo", "--from-stage", "train", "--until", "embed"], 2, "the order is embed, cluster"),
         (["--data", "demo", "--name", "../x"], 2, "becomes a file name"),
+        (["--data", "demo", "--rounds", "0"], 2, "rounds is 0; expected 1 or more"),
+        (["--data", "demo", "--rounds", "2", "--until", "label"], 2, "select train too"),
+        (["--data", "demo", "--rounds", "2", "--pin", "cluster=x"], 2, "leave the pin or the rounds out"),
+        (["--data", "demo", "--set", "embed.embedder=tower"], 2, "expected 12 to 64 hex digits"),
+        (["--data", "demo", "--set", "embed.tower=abcabcabcabc"], 2, "set embed.embedder=tower"),
         (["--data", "nowhere/*.parquet"], 1, "give Parquet shards with --data"),
         (["--data", "cut.parquet"], 1, "not a whole Parquet file"),
         (["--data", "texts.parquet"], 1, "no image column jpg, png, webp or image"),
@@ -123,6 +128,21 @@ def test_plan_estimates_for_the_rows_of_the_data_or_those_given(
     assert run("plan", *where, "--rows", "6000") == 0
     estimate = json.loads(capsys.readouterr().out)["estimate"]
     assert (estimate["num_rows"], estimate["num_centroids"]) == (6000, 200)
+
+
+def test_plan_shows_the_rounds_that_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(shard(tmp_path / "good.parquet", jpg=[b"1"] * 90))
+    words = ["plan", "--data", data, "--root", str(tmp_path / "root"), "--set", "cluster.num_centroids=20"]
+    assert run(*words, "--rounds", "2") == 0
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [line.split()[:3] for line in table[:3]] == [
+        ["round", "stage", "plan"],
+        ["1", "embed", "miss"],
+        ["1", "cluster", "waits"],
+    ]
+    assert [line.endswith("waits for train of round 1") for line in table[1:]] == [False] * 5 + [True] * 5
+    assert run(*words) == 0
+    assert "round" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

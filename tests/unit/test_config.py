@@ -74,6 +74,12 @@ def test_unknown_preset_and_unknown_environment_key_are_errors() -> None:
         load({"MLCD_TRAIN__EPOCH": "3"})
 
 
+def test_text_that_looks_like_a_number_stays_text() -> None:
+    assert load(train__start_from="123456789012").train.start_from == "123456789012"
+    assert load(train__tower="'conv-tiny'").train.tower == "conv-tiny"
+    assert load(train__epochs="3").train.epochs == 3
+
+
 def test_an_empty_value_is_an_empty_string() -> None:
     assert load(embed__pretrained="").embed.pretrained == ""
 

@@ -1,6 +1,7 @@
-"""Lazy AdamW: only the centers that a step touches are read, moved and paid for.
+"""AdamW over rows of class centers: lazy, where only the centers that a step touches are read, moved and paid for.
 
-Semantics, for a row touched at some steps (sampled, or a positive of the global batch) and left alone at the others:
+Semantics of ``lazy``, for a row touched at some steps (sampled, or a positive of the global batch) and left alone at
+the others:
 
 - The moments m, v and the bias correction advance with the row's own count ``touches``, not with the global step.
   Between touches they rest: a row is never moved by old momentum.
@@ -9,13 +10,33 @@ Semantics, for a row touched at some steps (sampled, or a positive of the global
   rows in ``settle`` before the last save. When a debt is paid does not depend on the interval between checkpoints.
 - A row that is touched at every step moves as in torch.optim.AdamW.
 
-T touched rows, C rows, D dims.
+``dense`` is torch.optim.AdamW over all rows: those left alone have a gradient of zero, go on by their momentum, and
+every step costs as much as there are rows.
+
+Rows scattered over a big table cost more to move than to compute: they are added to in place, a piece at a time.
+
+T touched rows, M of one piece, C rows, D dims.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+CenterOptimizer = Literal["lazy", "dense"]
+# on the CPU: temporaries of 1 MiB at 256 dims stay in cache, 9.5 ms for 10,000 rows instead of 14
+PIECE_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """How rows are moved."""
+
+    kind: CenterOptimizer = "lazy"
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,13 +54,11 @@ class RowState:
         return {name: tensor[rows] for name, tensor in vars(self).items()}
 
 
-class LazyAdamW:
+class RowAdamW:
     """AdamW over the rows of ``center_CD``, which it owns and changes in place."""
 
-    def __init__(self, center_CD: Tensor, *, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        self.betas = betas
-        self.eps = eps
-        self.weight_decay = weight_decay
+    def __init__(self, center_CD: Tensor, settings: AdamWSettings) -> None:
+        self.settings = settings
         count_C = torch.zeros(len(center_CD), dtype=torch.int64, device=center_CD.device)
         zeros_CD = torch.zeros_like(center_CD)
         self.state = RowState(center_CD, zeros_CD, zeros_CD.clone(), count_C, count_C.clone())
@@ -54,38 +73,52 @@ class LazyAdamW:
     def read(self, rows_T: Tensor) -> Tensor:
         """A copy of the rows, after they have paid the decay of the steps they missed."""
         state = self.state
-        owed_T = self.log_decay[-1] - self.log_decay[state.last_step[rows_T]]
-        rows_TD = state.center[rows_T] * owed_T.exp().to(state.center.dtype)[:, None]
-        state.center[rows_T] = rows_TD
+        rows_TD = state.center.index_select(0, rows_T)
+        if self.settings.weight_decay > 0:
+            owed_T = self.log_decay[-1] - self.log_decay[state.last_step[rows_T]]
+            rows_TD.mul_(owed_T.exp().to(rows_TD.dtype)[:, None])
+            state.center.index_copy_(0, rows_T, rows_TD)
         state.last_step[rows_T] = self.num_steps
         return rows_TD
 
     def step(self, rows_T: Tensor, gradient_TD: Tensor, lr: float) -> None:
-        """One AdamW update of the rows; they must have been read since the last step. All others owe this decay."""
-        state, (beta1, beta2) = self.state, self.betas
-        touches_T = state.touches[rows_T] + 1
-        m_TD = state.m[rows_T].lerp_(gradient_TD, 1 - beta1)
-        v_TD = state.v[rows_T].mul_(beta2).addcmul_(gradient_TD, gradient_TD, value=1 - beta2)
-        step_size_T = lr / _bias_correction(beta1, touches_T)
-        root_T = _bias_correction(beta2, touches_T).sqrt()
-        dtype = m_TD.dtype
-        denominator_TD = v_TD.sqrt() / root_T.to(dtype)[:, None] + self.eps
-        center_TD = state.center[rows_T] * (1 - lr * self.weight_decay)
-        state.center[rows_T] = center_TD - step_size_T.to(dtype)[:, None] * m_TD / denominator_TD
-        state.m[rows_T] = m_TD
-        state.v[rows_T] = v_TD
-        state.touches[rows_T] = touches_T
-        self.log_decay = torch.cat([self.log_decay, self.log_decay[-1:] + _log_one_minus(lr * self.weight_decay)])
-        state.last_step[rows_T] = self.num_steps
+        """One AdamW update; ``lazy`` rows must have been read since the last step, and all others owe this decay."""
+        if self.settings.kind == "dense":
+            gradient_CD = torch.zeros_like(self.state.center)
+            gradient_CD[rows_T] = gradient_TD
+            rows_T, gradient_TD = torch.arange(len(gradient_CD), device=rows_T.device), gradient_CD
+        piece_rows = PIECE_ROWS if rows_T.device.type == "cpu" else max(1, len(rows_T))
+        for rows_M, gradient_MD in zip(
+            torch.split(rows_T, piece_rows), torch.split(gradient_TD, piece_rows), strict=True
+        ):
+            self._move(rows_M, gradient_MD, lr)
+        decay = torch.log1p(torch.tensor(-lr * self.settings.weight_decay, dtype=torch.float64))
+        self.log_decay = torch.cat([self.log_decay, self.log_decay[-1:] + decay.to(self.log_decay.device)])
+        self.state.last_step[rows_T] = self.num_steps
 
     def settle(self) -> None:
         """Let every row pay its decay: before the weights are used outside of training."""
         self.read(torch.arange(len(self.state.center), device=self.state.center.device))
 
+    def _move(self, rows_M: Tensor, gradient_MD: Tensor, lr: float) -> None:
+        state, settings, dtype = self.state, self.settings, gradient_MD.dtype
+        beta1, beta2 = settings.betas
+        touches_M = state.touches.index_select(0, rows_M).add_(1)
+        state.touches.index_copy_(0, rows_M, touches_M)
+        m_MD, v_MD = state.m.index_select(0, rows_M), state.v.index_select(0, rows_M)
+        # m + (1 - beta1) (g - m), and so for v; adding takes 0.6 times as long as writing over
+        m_change_MD = (gradient_MD - m_MD).mul_(1 - beta1)
+        v_change_MD = gradient_MD.square().sub_(v_MD).mul_(1 - beta2)
+        state.m.index_add_(0, rows_M, m_change_MD)
+        state.v.index_add_(0, rows_M, v_change_MD)
+        step_size_M = (lr / _bias_correction(beta1, touches_M)).to(dtype)
+        root_M = _bias_correction(beta2, touches_M).sqrt().to(dtype)
+        denominator_MD = v_MD.add_(v_change_MD).sqrt_().div_(root_M[:, None]).add_(settings.eps)
+        change_MD = m_MD.add_(m_change_MD).mul_(-step_size_M[:, None]).div_(denominator_MD)
+        if settings.weight_decay > 0:
+            change_MD.add_(state.center.index_select(0, rows_M), alpha=-lr * settings.weight_decay)
+        state.center.index_add_(0, rows_M, change_MD)
+
 
 def _bias_correction(beta: float, touches_T: Tensor) -> Tensor:
     return 1 - torch.tensor(beta, dtype=torch.float64, device=touches_T.device) ** touches_T
-
-
-def _log_one_minus(share: float) -> float:
-    return float(torch.log1p(torch.tensor(-share, dtype=torch.float64)))

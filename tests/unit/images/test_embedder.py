@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import sha256_hex
 from mlcd_core.images import open_clip_embedder
-from mlcd_core.images.embedder import build_embedder, find_weights
+from mlcd_core.images.embedder import build_embedder, embedding_dim, find_weights
 from mlcd_core.specs import EmbedSpec
 
 TINY = "mlcd-test-tiny"
@@ -163,3 +163,27 @@ def test_weights_of_another_architecture_are_a_config_error():
 def test_siglip_is_scaled_by_its_own_mean():
     assert open_clip_embedder.colour_scale("ViT-B-16-SigLIP").mean == (0.5, 0.5, 0.5)
     assert open_clip_embedder.colour_scale("ViT-L-14").mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+
+
+def test_a_tower_is_built_from_its_architecture_and_weights(tmp_path):
+    from safetensors.torch import save
+
+    from mlcd_core.train.model import build_tower
+
+    tower = build_tower("conv-tiny", image_size=32, seed=3)
+    path = tmp_path / "tower.safetensors"
+    path.write_bytes(save(tower.state_dict()))
+    spec = EmbedSpec(embedder="tower", architecture="conv-tiny", image_size=32)
+    spec = spec.model_copy(update={"weights_sha256": sha256_hex(path.read_bytes())})
+    embedder = build_embedder(spec, weights=find_weights(spec, str(path)), device="cpu")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(embedder.encode(images), tower(images))
+    assert embedding_dim(spec, str(path)) == embedder.dim == 64
+    with pytest.raises(ConfigError, match="the given weights"):
+        build_embedder(spec, weights=save(build_tower("conv-tiny", image_size=32, seed=4).state_dict()), device="cpu")
+
+
+def test_weights_of_a_tower_are_a_file():
+    with pytest.raises(ConfigError, match=r"gone.safetensors is not a file.*weights of tower.*existing file$"):
+        find_weights(EmbedSpec(embedder="tower", architecture="conv-tiny"), "gone.safetensors")

@@ -49,6 +49,19 @@ def test_data_shared_with_a_newer_link_is_kept(tmp_path: Path) -> None:
     assert links.read(shared) == b"the same in every link"
 
 
+def test_data_that_a_chain_of_other_input_or_attempt_ends_with_is_kept(tmp_path: Path) -> None:
+    finished = [chain(tmp_path, inputs={"embed": fingerprint("before")}), chain(tmp_path, attempt=2)]
+    for links in finished:
+        add(links, 0)
+    later = chain(tmp_path)
+    for number in range(4):
+        add(later, number)  # link 0 has the bytes, and so the file, of theirs
+    for links in finished:
+        newest = links.newest()
+        assert newest is not None
+        assert links.read(newest.parts[0]) == b"state 0"
+
+
 def test_data_that_an_older_link_left_behind_goes_with_the_next_link(tmp_path: Path) -> None:
     links = chain(tmp_path)
     for number in range(4):

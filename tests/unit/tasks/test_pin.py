@@ -189,9 +189,9 @@ def test_a_run_that_has_not_clustered_yet_cannot_be_pinned(world: World) -> None
 def test_a_digest_that_two_manifests_begin_with_is_ambiguous(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks import pin
 
-    [manifest] = pin._manifests(world.run().files, "cluster")
+    [manifest] = pin.sealed_manifests(world.run().files, "cluster")
     twin = replace(manifest, digest=manifest.digest[:12] + "0" * 52)  # nobody can make one, so it is made up
-    monkeypatch.setattr(pin, "_manifests", lambda files, stage: [manifest, twin])
+    monkeypatch.setattr(pin, "sealed_manifests", lambda files, stage: [manifest, twin])
     with pytest.raises(ConfigError, match=r"is the start of .*give all 64 digits"):
         resolve_pins(world.run(pin={"cluster": manifest.digest[:12]}))
 

@@ -21,10 +21,21 @@ class HeadCase:
     batch: str = "pads"  # pads | one_rank | shared | empty
     scale: float = 16.0
     margin: float = 0.1
+    margin_kind: str = "cosface"
+    sampling: str = "independent"
+    weighting: str = "none"
 
     @property
     def spec(self) -> HeadSpec:
-        return HeadSpec(loss=self.loss, negative_ratio=self.negative_ratio, scale=self.scale, margin=self.margin)
+        return HeadSpec(
+            loss=self.loss,
+            negative_ratio=self.negative_ratio,
+            scale=self.scale,
+            margin=self.margin,
+            margin_kind=self.margin_kind,
+            sampling=self.sampling,
+            negative_weighting=self.weighting,
+        )
 
 
 @dataclass(frozen=True)
@@ -34,27 +45,39 @@ class Parity:
     loss: float
     features: float
     centers: float
+    threshold: float
 
     @property
     def worst(self) -> float:
-        return max(self.loss, self.features, self.centers)
+        return max(self.loss, self.features, self.centers, self.threshold)
 
+
+LOSSES = ("mlcd", "mlc", "softmax", "softmax_masked", "mlcd_bias")
+MARGINS = ("cosface", "arcface", "none")
 
 CASES = [
     HeadCase("mlcd", 1, 5, 1.0),
-    HeadCase("mlcd", 3, 5, 0.1),  # one negative, often a row's own positive
-    HeadCase("mlcd", 3, 64, 1.0, tile=(5, 7)),
-    HeadCase("mlcd", 8, 64, 0.1, tile=(3, 1)),
+    # one negative, often a row's own positive
+    *(HeadCase(loss, 1 if loss == "softmax" else 3, 5, 0.1) for loss in LOSSES),
     HeadCase("mlcd", 8, 64, 0.1, batch="one_rank"),
     HeadCase("mlcd", 8, 64, 1.0, batch="shared", tile=(1, 64)),
-    HeadCase("mlcd", 3, 64, 1.0, batch="empty"),
     HeadCase("mlcd", 8, 2_500, 0.1, tile=(8, 50)),
     HeadCase("mlcd", 8, 2_500, 1.0, scale=64.0, margin=0.3, tile=(16, 333)),
-    HeadCase("softmax", 1, 5, 0.1),
-    HeadCase("softmax", 1, 64, 1.0, tile=(2, 9)),
+    HeadCase("mlcd", 8, 100_000, 0.1, scale=64.0, margin=0.3),
+    HeadCase("mlcd", 8, 100_000, 1.0, scale=64.0, margin=0.3, margin_kind="arcface"),
+    HeadCase("mlcd", 3, 64, 0.1, weighting="inverse_rate"),
+    HeadCase("mlcd", 8, 2_500, 0.01, sampling="partial_fc"),  # more positives than its share
+    HeadCase("mlcd", 8, 2_500, 0.1, sampling="partial_fc", batch="one_rank"),
     HeadCase("softmax", 1, 64, 0.1, batch="one_rank"),
     HeadCase("softmax", 1, 64, 1.0, batch="shared"),
-    HeadCase("softmax", 1, 2_500, 0.1, scale=64.0, margin=0.3),
+    *(HeadCase(loss, 1 if loss == "softmax" else 3, 64, 1.0, batch="empty") for loss in LOSSES),
+    *(
+        HeadCase(loss, num_positive, 64, ratio, margin_kind=kind, tile=(5, 7), weighting="inverse_rate")
+        for loss in LOSSES
+        for kind in MARGINS
+        for num_positive, ratio in ((1, 1.0), (3, 0.1), (8, 1.0))
+        if loss != "softmax" or num_positive == 1
+    ),
 ]
 
 
@@ -94,7 +117,15 @@ def parity(case: HeadCase, group=None, step: int = 3) -> Parity:
     whole = ShardedHead(case.spec, case.num_classes, DIM, seed=5, dtype=torch.float64, group=_alone(group))
     centers_CD = whole.centers_CD.clone().requires_grad_()
     all_features_BD = features_BD.clone().requires_grad_()
-    expected = reference_loss(all_features_BD, centers_CD, positives_BL, case.spec, negatives_S=head.sampled_ids(step))
+    threshold = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    expected = reference_loss(
+        all_features_BD,
+        centers_CD,
+        positives_BL,
+        case.spec,
+        negatives_S=head.sampled_ids(step, positives_BL),
+        threshold=threshold,
+    )
     (3 * expected).backward()
     gradient_CD = torch.zeros_like(head.centers_CD)
     gradient_CD[head.touched_ids_T - head.classes.start] = head.gradient_TD
@@ -102,6 +133,7 @@ def parity(case: HeadCase, group=None, step: int = 3) -> Parity:
         loss=relative(output.loss.detach(), expected.detach()),
         features=relative(own_features_BD.grad, all_features_BD.grad[own], scale=all_features_BD.grad),
         centers=relative(gradient_CD, centers_CD.grad[head.class_ids_C], scale=centers_CD.grad),
+        threshold=relative(head.threshold_gradient[0], threshold.grad) if case.loss == "mlcd_bias" else 0.0,
     )
 
 

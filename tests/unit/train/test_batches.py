@@ -54,8 +54,9 @@ def test_global_batches_are_the_same_at_any_world_size(data):
     assert all_batches(data, 4) == alone
 
 
-def test_every_usable_row_comes_once_per_epoch_with_its_own_labels(data):
-    steps = all_batches(data, 2)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_usable_row_comes_once_per_epoch_with_its_own_labels(data, world_size):
+    steps = all_batches(data, world_size)
     per_epoch = len(steps) // 2
     for epoch in (0, 1):
         rows = [row for step in range(epoch * per_epoch, (epoch + 1) * per_epoch) for row in steps[step]]
@@ -139,6 +140,14 @@ def test_data_without_usable_rows_is_an_error(data):
 
     with pytest.raises(DataError, match="no row of 3 shards has a label"):
         reader(replace(data, read_labels=unusable))
+
+
+def test_fewer_usable_rows_than_lanes_is_an_error(data):
+    fits, too_many = NUM_USABLE, NUM_USABLE + 1
+    with reader(data, lanes=fits, batch_size=fits) as batches:
+        assert batches.lanes.steps_per_epoch == 1
+    with pytest.raises(DataError, match=r"97 usable rows for 98 lanes; .* set train.lanes <= 97"):
+        reader(data, lanes=too_many, batch_size=too_many)
 
 
 def test_classes_without_rows_are_counted(data):

@@ -1,17 +1,21 @@
 """The loop at one rank: it learns, resumes bit for bit, keeps its curve, and stops with a reason."""
 
+import json
 import math
-from itertools import pairwise
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from mlcd_core.errors import ConfigError, CorruptRecordError, TrainingError
+from mlcd_core.errors import ConfigError, CorruptRecordError, TrainingError, TrainingStopped
 from mlcd_core.events import silent
 from mlcd_core.runtimes import TrainRuntime
-from mlcd_core.train import build_tower, load_tower, train
-from mlcd_core.train import loop as loop_module
-from mlcd_core.train.loop import schedule
+from mlcd_core.train import build_tower, checkpoint, load_tower, tower_part_name, train
+from mlcd_core.train.batches import BatchReader
+from mlcd_core.train.ranks import Ranks
+from mlcd_core.train.step import new_trainee
 from tests.unit.train.tiny import NUM_CLASSES, NUM_USABLE, tiny_chain, tiny_spec, write_tiny_data
 
 RUNTIME = TrainRuntime(device="cpu", checkpoint_steps=4, log_steps=2)
@@ -27,9 +31,10 @@ def data(tmp_path):
     return write_tiny_data(tmp_path)
 
 
-def run(data, root, spec=None, report=silent, runtime=RUNTIME):
+def run(data, root, spec=None, report=silent, runtime=RUNTIME, **more):
     spec = spec or tiny_spec()
-    return train(spec, data, num_classes=NUM_CLASSES, chain=tiny_chain(root, spec), runtime=runtime, report=report)
+    chain = tiny_chain(root, spec)
+    return train(spec, data, num_classes=NUM_CLASSES, chain=chain, runtime=runtime, report=report, **more)
 
 
 def digests(link):
@@ -52,7 +57,7 @@ def test_the_last_link_is_the_end_state_and_the_loss_falls(data, tmp_path):
     assert link.state["epoch"] == 12
     assert sum(losses[-7:]) < sum(losses[:7]) - 14
     names = [part.name for part in link.parts]
-    assert names == [*(f"block-{i:04d}" for i in range(8)), "center-decay", "state", "tower", "tower-optimizer"]
+    assert names == [*(f"block-{i:04d}" for i in range(8)), "head", "state", "tower", "tower-optimizer"]
 
 
 def test_reports_and_curve_say_the_same(data, tmp_path):
@@ -65,15 +70,20 @@ def test_reports_and_curve_say_the_same(data, tmp_path):
     steps = [values for event, values in events if event == "train_step"]
     assert steps == link.state["curve"]
     assert [record["step"] for record in steps] == [2, 4, 6, 8, 10, 12, 14]
+    assert all(record["sampled_share"] == 0.5 and record["center_norm"] > 0 for record in steps)
+    # an epoch is over after step 7; every class has a row
+    assert [record.get("dead_centers") for record in steps] == [None, None, None, 0, 0, 0, 0]
+    assert not {"mfu", "device_memory_peak_bytes", "threshold"} & steps[0].keys()
     assert all(math.isfinite(value) for record in steps for value in record.values())
 
 
 @pytest.mark.parametrize("stopped_at", [2, 6, 10])
 def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(data, tmp_path, stopped_at):
-    undisturbed = run(data, tmp_path / "undisturbed")
+    spec = tiny_spec(loss="mlcd_bias", ema_decay=0.9, accumulation=2, center_optimizer="dense")
+    undisturbed = run(data, tmp_path / "undisturbed", spec)
     with pytest.raises(StoppedError):
-        run(data, tmp_path / "stopped", report=stop_at(stopped_at))
-    resumed = run(data, tmp_path / "stopped")
+        run(data, tmp_path / "stopped", spec, report=stop_at(stopped_at))
+    resumed = run(data, tmp_path / "stopped", spec)
     assert digests(resumed) == digests(undisturbed)
     assert [r["step"] for r in resumed.state["curve"]] == [r["step"] for r in undisturbed.state["curve"]]
     assert [r["loss"] for r in resumed.state["curve"]] == [r["loss"] for r in undisturbed.state["curve"]]
@@ -119,19 +129,22 @@ def test_a_checkpoint_of_another_clustering_is_refused(data, tmp_path):
         train(spec, data, num_classes=25, chain=tiny_chain(tmp_path / "run", spec), runtime=RUNTIME)
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_keys(data, tmp_path, monkeypatch):
-    real = loop_module.new_trainee
-
-    def poisoned(*args, **kwargs):
-        trainee = real(*args, **kwargs)
-        with torch.no_grad():
-            next(trainee.tower.parameters()).fill_(math.nan)
-        return trainee
-
-    monkeypatch.setattr(loop_module, "new_trainee", poisoned)
-    with pytest.raises(TrainingError, match=r"the loss of step 0 is nan.* \d-\d+, \d-\d+"):
-        run(data, tmp_path / "run")
-    assert tiny_chain(tmp_path / "run", tiny_spec()).newest() is None
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_the_whole_batch(data, tmp_path):
+    root, spec = tmp_path / "run", tiny_spec(learning_rate=1e30, warmup_share=0)
+    with pytest.raises(
+        TrainingError, match=r"at step \d+ the .* is (nan|inf), .* begins with \d-\d+, \d-\d+"
+    ) as caught:
+        run(data, root, spec, runtime=TrainRuntime(device="cpu", checkpoint_steps=1))
+    [path] = root.glob("train/*/data/faulty-batch-*.json")
+    assert str(path) in str(caught.value)
+    saved = json.loads(path.read_text())
+    with BatchReader(data, spec, Ranks(), num_classes=NUM_CLASSES) as reader:
+        batch = reader.batch(saved["step"])
+    assert (saved["rows"], saved["keys"]) == (batch.rows_B.tolist(), list(batch.keys))
+    # the last checkpoint is of the steps before, and finite
+    newest = tiny_chain(root, spec).newest()
+    assert newest.number == saved["step"]
+    assert all(math.isfinite(value) for record in newest.state["curve"] for value in record.values())
 
 
 def test_softmax_needs_one_positive(data, tmp_path):
@@ -156,10 +169,59 @@ def test_threads_are_given_back(data, tmp_path):
     assert torch.get_num_threads() == before
 
 
-def test_schedule_warms_up_then_falls_to_zero():
-    shares = [schedule(step, 100, 0.1) for step in range(100)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[9] == shares[10] == 1.0
-    assert all(a > b for a, b in pairwise(shares[10:]))
-    assert 0 < shares[-1] < 0.001
-    assert [schedule(step, 1, 0.1) for step in range(1)] == [1.0]
+def test_asked_to_stop_it_saves_at_once_and_goes_on_from_there(data, tmp_path):
+    undisturbed, answers = run(data, tmp_path / "undisturbed"), iter([False, False, True])
+    with pytest.raises(TrainingStopped, match="saved step 3 of 14"):
+        run(data, tmp_path / "run", runtime=TrainRuntime(device="cpu", checkpoint_steps=99), stop=lambda: next(answers))
+    assert tiny_chain(tmp_path / "run", tiny_spec()).newest().number == 3
+    assert digests(run(data, tmp_path / "run")) == digests(undisturbed)
+
+
+def test_a_stop_that_comes_with_the_last_step_is_too_late(data, tmp_path):
+    steps = []
+    link = run(data, tmp_path / "run", stop=lambda: steps.append(0) or len(steps) == NUM_STEPS)
+    assert (link.number, len(steps)) == (NUM_STEPS, NUM_STEPS - 1)
+
+
+def test_the_average_is_a_part_that_loads_as_the_tower_does(data, tmp_path):
+    spec = tiny_spec(ema_decay=0.5)
+    link, chain = run(data, tmp_path / "run", spec), tiny_chain(tmp_path / "run", spec)
+    parts = {part.name: part for part in link.parts}
+    assert (tower_part_name(spec), tower_part_name(tiny_spec())) == ("tower-ema", "tower")
+    average, last = (load_tower(spec, chain.read(parts[name])).state_dict() for name in ("tower-ema", "tower"))
+    distances = [float((average[name] - last[name]).norm()) for name in last]
+    assert 0 < max(distances) < 0.5
+    assert [part.name for part in run(data, tmp_path / "without").parts].count("tower-ema") == 0
+
+
+def test_a_checkpoint_that_lacks_a_class_block_is_an_error(data, tmp_path):
+    chain, spec = tiny_chain(tmp_path / "run", tiny_spec()), tiny_spec()
+    with pytest.raises(StoppedError):
+        run(data, tmp_path / "run", report=stop_at(6))
+    newest = chain.newest()
+    lacking = replace(newest, parts=tuple(part for part in newest.parts if part.name != "block-0003"))
+    trainee = new_trainee(spec, num_classes=NUM_CLASSES, device=torch.device("cpu"))
+    with pytest.raises(CorruptRecordError, match="no part 'block-0003', it has block-0000, "):
+        checkpoint.load(trainee, chain, lacking)
+
+
+def test_centers_start_from_the_centroids_of_the_classes(data, tmp_path):
+    spec = tiny_spec(center_init="centroids", center_learning_rate=1e-12)
+    centroids_KD = np.eye(64, dtype=np.float32)[:NUM_CLASSES]
+    link = run(data, tmp_path / "run", spec, centroids_KD=centroids_KD)
+    chain, blocks = tiny_chain(tmp_path / "run", spec), []
+    for part in link.parts:
+        if part.name.startswith("block-"):
+            blocks.append(safetensors.torch.load(chain.read(part))["center"])
+    centers_CD = torch.nn.functional.normalize(torch.cat(blocks))
+    torch.testing.assert_close(centers_CD, torch.from_numpy(centroids_KD), rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match="got none"):
+        run(data, tmp_path / "without", spec)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_of_products_is_given_back(data, tmp_path, precision):
+    before = torch.get_float32_matmul_precision()
+    link = run(data, tmp_path / "run", tiny_spec(precision=precision, epochs=1))
+    assert link.number == NUM_STEPS // 2
+    assert torch.get_float32_matmul_precision() == before

@@ -1,10 +1,10 @@
-"""Lazy AdamW: dense AdamW where every row is touched, and its own semantics where rows rest."""
+"""AdamW over rows: torch's where every row is touched or asked for, and lazy semantics where rows rest."""
 
 import pytest
 import torch
 
-from mlcd_core.train.head import HeadSpec, ShardedHead, reference_loss
-from mlcd_core.train.head.row_optimizer import LazyAdamW
+from mlcd_core.train.head import AdamWSettings, HeadSpec, ShardedHead, reference_loss
+from mlcd_core.train.head.row_optimizer import RowAdamW
 
 BETAS, EPS = (0.9, 0.98), 1e-8
 
@@ -14,7 +14,7 @@ def rows(count=6, dim=3, dtype=torch.float64):
 
 
 def lazy(center_CD, weight_decay=0.0):
-    return LazyAdamW(center_CD.clone(), betas=BETAS, eps=EPS, weight_decay=weight_decay)
+    return RowAdamW(center_CD.clone(), AdamWSettings("lazy", BETAS, EPS, weight_decay))
 
 
 def gradient(step, like):
@@ -41,7 +41,7 @@ def test_rows_touched_at_every_step_move_as_in_torch_adamw(weight_decay, dtype, 
 
 def test_full_sampling_head_equals_dense_training_with_torch_adamw():
     spec, generator = HeadSpec(negative_ratio=1.0, scale=16, margin=0.1), torch.Generator().manual_seed(3)
-    head = ShardedHead(spec, 20, 5, dtype=torch.float64, betas=BETAS, eps=EPS, weight_decay=0.05)
+    head = ShardedHead(spec, 20, 5, dtype=torch.float64, adamw=AdamWSettings("lazy", BETAS, EPS, 0.05))
     dense = torch.nn.Parameter(head.centers_CD.clone())
     torch_optimizer = torch.optim.AdamW([dense], lr=0.01, betas=BETAS, eps=EPS, weight_decay=0.05)
     for step in range(15):
@@ -53,6 +53,22 @@ def test_full_sampling_head_equals_dense_training_with_torch_adamw():
         head(features_BD, positives_BL, step=step).loss.backward()
         head.step(0.01)
     torch.testing.assert_close(head.centers_CD, dense.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_dense_moves_all_rows_as_torch_adamw_with_the_gradient_of_the_touched():
+    center_CD = rows()
+    optimizer = RowAdamW(center_CD.clone(), AdamWSettings("dense", BETAS, EPS, 0.1))
+    twin = torch.nn.Parameter(center_CD.clone())
+    torch_optimizer = torch.optim.AdamW([twin], lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.1)
+    for step, touched in enumerate([[0, 1, 2], [5], [1, 3], [0, 5], [2]]):
+        rate, touched_T = 0.1 / (1 + step), torch.tensor(touched)
+        torch_optimizer.param_groups[0]["lr"] = rate
+        twin.grad = torch.zeros_like(center_CD)
+        twin.grad[touched_T] = gradient(step, center_CD)[touched_T]
+        torch_optimizer.step()
+        assert torch.equal(optimizer.read(touched_T), optimizer.state.center[touched_T])
+        optimizer.step(touched_T, gradient(step, center_CD)[touched_T], rate)
+    torch.testing.assert_close(optimizer.state.center, twin.detach(), rtol=1e-13, atol=1e-13)
 
 
 def test_a_resting_row_keeps_its_moments_and_owes_only_decay():

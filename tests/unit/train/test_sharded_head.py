@@ -5,8 +5,11 @@ import torch
 
 from mlcd_core.errors import ConfigError, TrainingError
 from mlcd_core.train import head as head_package
-from mlcd_core.train.head import HeadSpec, ShardedHead, Tile
-from tests.unit.train.head_cases import CASES, DIM, HeadCase, make_batch, parity
+from mlcd_core.train.head import HeadSpec, ShardedHead, Tile, combined
+from mlcd_core.train.head.losses import arcface
+from tests.unit.train.head_cases import CASES, DIM, HeadCase, make_batch, parity, relative
+
+F64 = torch.float64
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -19,15 +22,96 @@ def test_exported_names_exist_and_are_complete():
     assert all(hasattr(head_package, name) for name in head_package.__all__)
 
 
-def test_float32_agrees_with_float64():
-    case = HeadCase("mlcd", 8, 2_500, 0.1, scale=64.0, margin=0.3)
+def gradients(case, dtype):
+    """Those of features and touched centers at one rank, as one float64 vector."""
     features_BD, positives_BL = make_batch(case)
-    losses = [
-        ShardedHead(case.spec, case.num_classes, DIM, dtype=dtype)(features_BD, positives_BL, step=0).loss
-        for dtype in (torch.float32, torch.float64)
-    ]
-    assert losses[0].dtype == torch.float32
-    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
+    head = ShardedHead(case.spec, case.num_classes, DIM, seed=5, dtype=dtype, tile=Tile(*case.tile))
+    features_BD = features_BD.to(dtype).requires_grad_()
+    head(features_BD, positives_BL, step=3).loss.backward()
+    return torch.cat([features_BD.grad.flatten(), head.gradient_TD.flatten()]).double()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.batch != "empty"], ids=str)
+def test_gradients_in_float32_are_near_those_in_float64(case):
+    assert relative(gradients(case, torch.float32), gradients(case, torch.float64)) <= 5e-5
+
+
+@pytest.mark.parametrize("loss", ["mlcd", "mlcd_bias", "softmax_masked"])
+def test_a_batch_in_pieces_gives_the_loss_and_gradients_of_the_whole(loss):
+    case = HeadCase(loss, 3, 64, 0.3)
+    features_BD, positives_BL = make_batch(case)
+    whole, pieces = (ShardedHead(case.spec, 64, DIM, dtype=torch.float64) for _ in range(2))
+    all_features_BD, parted_BD = (features_BD.clone().requires_grad_() for _ in range(2))
+    expected = whole(all_features_BD, positives_BL, step=1)
+    expected.loss.backward()
+    pieces.begin(positives_BL, step=1)
+    outputs = []
+    for first in range(0, 16, 4):
+        rows = slice(first, first + 4)
+        outputs.append(pieces.loss(parted_BD[rows], rows))
+        outputs[-1].loss.backward()
+    found = combined(outputs)
+    assert relative(found.loss, expected.loss.detach()) <= 1e-14
+    assert relative(parted_BD.grad, all_features_BD.grad) <= 1e-13
+    assert relative(pieces.gradient_TD, whole.gradient_TD) <= 1e-13
+    assert vars(found.stats) == pytest.approx(vars(expected.stats))
+    assert torch.equal(found.features_BD, expected.features_BD)
+    assert float(pieces.gradient_square_sum()) == pytest.approx(float(whole.gradient_square_sum()))
+    for head in (whole, pieces):
+        head.step(0.1)
+    assert relative(pieces.centers_CD, whole.centers_CD) <= 1e-13
+    assert pieces.threshold == pytest.approx(whole.threshold)
+    assert (whole.threshold != 0) == (loss == "mlcd_bias")
+
+
+@pytest.mark.parametrize("margin", [0.3, 1.0])
+def test_arcface_has_the_slope_of_the_angle(margin):
+    # beyond pi - margin the slope is 1, elsewhere sin(theta + m) / sin(theta)
+    angles = torch.linspace(0.01, torch.pi - 0.01, 400, dtype=torch.float64)
+    cosines = angles.cos().requires_grad_()
+    arcface(cosines, margin).sum().backward()
+    expected = torch.where(angles + margin < torch.pi, (angles + margin).sin() / angles.sin(), 1)
+    torch.testing.assert_close(cosines.grad, expected, rtol=1e-9, atol=1e-9)
+    assert (arcface(cosines, margin).diff() < 0).all()
+
+
+@pytest.mark.parametrize("cosine", [1.0, -1.0, 1.0 + 1e-7])
+def test_arcface_is_finite_where_feature_and_center_meet(cosine):
+    cosines = torch.tensor([cosine], requires_grad=True)
+    value = arcface(cosines, 0.3)
+    value.backward()
+    assert bool(value.isfinite())
+    assert bool(cosines.grad.isfinite())
+
+
+def test_partial_fc_draws_the_positives_of_the_batch_and_says_how_many():
+    head = ShardedHead(HeadSpec(sampling="partial_fc", negative_ratio=0.1), 2_000, DIM)
+    positives_BL = torch.arange(0, 480).view(60, 8)  # all in the first two of eight blocks, 25 of their share each
+    output = head(torch.randn(60, DIM), positives_BL, step=4)
+    sampled = head.sampled_ids(4, positives_BL)
+    assert set(range(480)) <= set(sampled.tolist())
+    independent = ShardedHead(HeadSpec(negative_ratio=0.1), 2_000, DIM).sampled_ids(4)
+    assert torch.equal(sampled[sampled >= 500], independent[independent >= 500])
+    assert output.stats.num_sampled == len(sampled) > 200
+    assert output.stats.sampled_share == len(sampled) / 2_000
+
+
+def test_inverse_rate_makes_the_negative_sum_unbiased():
+    # over the steps the mean of exp(loss) - 1 is the sum over all negatives, not r times it
+    generator = torch.Generator().manual_seed(0)
+    features_BD, positives_BL = torch.randn(4, DIM, dtype=torch.float64, generator=generator), torch.zeros(4, 1).long()
+    spec = {"loss": "mlcd", "scale": 2.0, "margin": 0.0}
+    head = ShardedHead(HeadSpec(**spec, negative_ratio=0.1, negative_weighting="inverse_rate"), 400, DIM, dtype=F64)
+    whole = ShardedHead(HeadSpec(**spec, negative_ratio=1.0), 400, DIM, dtype=F64)
+
+    def negative_sum(head, row, step):
+        cosine = torch.nn.functional.cosine_similarity(features_BD[row], head.centers_CD[0], dim=0)
+        loss = head(features_BD[row : row + 1], positives_BL[:1], step=step).loss
+        return float(torch.expm1(loss - torch.log1p(torch.exp(-2 * cosine))).detach())
+
+    for row in range(4):
+        mean = sum(negative_sum(head, row, step) for step in range(600)) / 600
+        assert mean == pytest.approx(negative_sum(whole, row, 0), rel=0.03)
 
 
 def test_padding_rows_change_nothing():
@@ -101,9 +185,17 @@ def test_labels_that_do_not_fit_are_refused(row, message):
         head(torch.randn(2, DIM), torch.tensor([[1, 2], row]), step=0)
 
 
-def test_softmax_with_two_positives_is_refused():
-    head = ShardedHead(HeadSpec(loss="softmax"), 64, DIM)
-    with pytest.raises(ConfigError, match="num_positive=1"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "softmax"}, "num_positive=1"),
+        ({"sampling": "partial_fc", "negative_weighting": "inverse_rate"}, "negative_weighting=none"),
+        ({"margin_kind": "arcface", "margin": 2.0}, "below pi/2"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings, message):
+    head = ShardedHead(HeadSpec(**settings), 64, DIM)
+    with pytest.raises(ConfigError, match=message):
         head(torch.randn(2, DIM), torch.tensor([[1, 2], [3, 4]]), step=0)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from mlcd_core.dataset import Shard
@@ -14,12 +15,20 @@ from mlcd_core.specs import TrainSpec
 from mlcd_core.store import Chain, LocalFiles, StageFolder
 from mlcd_core.tables import label_schema
 from mlcd_core.train import TrainData
+from mlcd_core.train.batches import Batch
 
 NUM_CLASSES = 24
 NUM_LABELS = 4
 SHARD_ROWS = (37, 20, 44)
 BAD_ROWS = {(0, 3), (0, 36), (2, 10), (2, 11)}
 NUM_USABLE = sum(SHARD_ROWS) - len(BAD_ROWS)
+BATCH_ROWS = 16
+# a vision transformer of open_clip that trains in milliseconds; for open_clip.factory._MODEL_CONFIGS
+TINY_VIT = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
 
 
 def tiny_spec(**changes) -> TrainSpec:
@@ -79,6 +88,16 @@ def tiny_chain(root: Path, spec: TrainSpec) -> Chain:
     folder = StageFolder(LocalFiles(root), spec)
     folder.open()
     return Chain(folder, {"data": "d" * 64, "label": "e" * 64}, attempt=1, last_number=1000)
+
+
+def global_batch(step: int) -> Batch:
+    """A batch from nowhere: row 1 without a positive, row 2 with one."""
+    generator = torch.Generator().manual_seed(step)
+    pixels_BCHW = torch.randint(0, 256, (BATCH_ROWS, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    positives_BL = torch.rand(BATCH_ROWS, NUM_CLASSES, generator=generator).topk(3, dim=1).indices
+    positives_BL[1] = -1
+    positives_BL[2, 1:] = -1
+    return Batch(pixels_BCHW, positives_BL, torch.arange(BATCH_ROWS), ("",) * BATCH_ROWS)
 
 
 def _read_labels(folder: Path, shard: int) -> pa.Table:

@@ -1,0 +1,43 @@
+"""Model FLOP utilisation: the share of a device's peak that the training arithmetic reaches.
+
+Only where the peak is known; recomputed activations do not count as work.
+"""
+
+import torch
+
+from mlcd_core.train.model import Tower
+
+# dense FLOP/s of NVIDIA's data sheets, by a part of the device's name (SXM cards)
+PEAKS = {
+    "H200": {"bfloat16": 989e12, "float32": 67e12},
+    "H100 80GB HBM3": {"bfloat16": 989e12, "float32": 67e12},
+    "A100-SXM4": {"bfloat16": 312e12, "float32": 19.5e12},
+}
+BACKWARD = 2  # in forward passes: gradients of inputs and of weights
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of one device, or None where they are not known, as on any CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peaks[precision] for part, peaks in PEAKS.items() if part in name), None)
+
+
+def tower_flops(tower: Tower, image_size: int) -> int:
+    """FLOPs to train the tower on one image, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton with it, and only GPUs need it
+
+    was_training = tower.training
+    # one image is no batch for BatchNorm; gradients stay on, or attention takes a path that is not counted
+    tower.eval()
+    pixels = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=tower.mean_C11.device)
+    with FlopCounterMode(display=False) as counter:
+        tower(pixels)
+    tower.train(was_training)
+    return (1 + BACKWARD) * int(counter.get_total_flops())
+
+
+def head_flops(num_sampled: int, dim: int) -> int:
+    """FLOPs of the head on one image: four products of it with all sampled centers, one of them a recomputation."""
+    return 8 * num_sampled * dim

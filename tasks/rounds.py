@@ -1,0 +1,79 @@
+"""Rounds: embed again with the tower that the round before trained, then cluster, label, train and evaluate again.
+
+Round 1 is the run as asked for. Round n + 1 is the same run with ``embed.embedder=tower`` and the digest of round n's
+train manifest, under the name ``{name}-round{n + 1}``: a run of its own, so every stage of every round is cached,
+resumed and shown like any other. A round knows nothing of the rounds before but that digest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlcd_core.errors import ConfigError
+from mlcd_core.specs import STAGES, StageName
+from mlcd_core.store import Manifest, StageFolder
+from tasks.planning import plan_run, plan_stages
+from tasks.run import Request, Run, open_run
+from tasks.work import stage_work
+
+
+def check_rounds(request: Request, selected: Sequence[StageName], rounds: int) -> None:
+    """Raise ConfigError for a number of rounds that cannot be meant with these stages and pins."""
+    if rounds < 1:
+        raise ConfigError(f"rounds is {rounds}; expected 1 or more")
+    if rounds > 1 and "train" not in selected:
+        raise ConfigError(
+            f"rounds is {rounds}, but only {', '.join(selected)} would run; each round embeds with the tower that the "
+            "round before trains: select train too (--until train, or no selection at all), or leave rounds out"
+        )
+    if rounds > 1 and request.pin:
+        raise ConfigError(
+            f"rounds is {rounds} and {', '.join(request.pin)} is pinned; pinned centroids belong to one embedder, and "
+            "each round has another: leave the pin or the rounds out"
+        )
+
+
+def next_round(first: Request, number: int, before: Run, trained: Manifest) -> Run:
+    """Open round ``number`` of a request: it embeds with the tower that the round ``before`` has trained."""
+    embed = {
+        "embedder": "tower",
+        "tower": trained.digest,
+        "image_size": before.config.train.image_size,
+        # what the embedder of round 1 may have been given
+        **dict.fromkeys(("architecture", "weights_sha256", "pretrained"), ""),
+    }
+    overrides = {**first.overrides, **{f"embed.{field}": value for field, value in embed.items()}}
+    return open_run(replace(first, name=f"{first.name}-round{number}", overrides=overrides))
+
+
+def plan_rounds(request: Request, rounds: int, *, num_rows: int | None = None) -> dict[str, Any]:
+    """``plan_run`` with the stages of all rounds; those of a round whose tower is not trained yet wait for it."""
+    check_rounds(request, STAGES, rounds)
+    plan = plan_run(request, num_rows=num_rows)
+    plan["stages"] = [{**stage, "round": 1} for stage in plan["stages"]]
+    if rounds == 1 or not request.data:
+        return plan
+    run: Run | None = open_run(request)
+    for number in range(2, rounds + 1):
+        trained = _trained(run) if run else None
+        run = next_round(request, number, run, trained) if run and trained else None
+        stages = plan_stages(run, {}) if run else _waiting(number - 1)
+        plan["stages"] += [{**stage, "round": number} for stage in stages]
+    return plan
+
+
+def _trained(run: Run) -> Manifest | None:
+    """The train manifest of a run whose stages up to there are all committed."""
+    committed: dict[StageName, Manifest] = {}
+    for stage in STAGES[: STAGES.index("train") + 1]:
+        work = stage_work(stage, run, committed)
+        manifest = StageFolder(run.files, work.spec).plan(work.inputs, work.units).manifest
+        if manifest is None:
+            return None
+        committed[stage] = manifest
+    return committed["train"]
+
+
+def _waiting(number: int) -> list[dict[str, Any]]:
+    entry = {"plan": "waits", "spec": "-", "units_missing": None, "units_total": None}
+    return [{"stage": stage, **entry, "note": f"waits for train of round {number}"} for stage in STAGES]

@@ -1,0 +1,64 @@
+"""The sealed manifests of a root, and the one that a digest names."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mlcd_core.errors import ConfigError, CorruptRecordError
+from mlcd_core.identity import short
+from mlcd_core.specs import STAGES, StageName
+from mlcd_core.store import LocalFiles, Manifest
+from mlcd_core.store.records import decode_manifest
+
+DIGEST = re.compile(r"[0-9a-f]{12,64}")
+
+
+def sealed_manifests(files: LocalFiles, stage: str) -> Iterable[Manifest]:
+    """Every manifest of a stage, of all specs, inputs and attempts."""
+    for info in files.list(stage):
+        if "/manifests/" in info.path:
+            data = files.read(info.path)
+            assert data is not None, f"{info.path} vanished while it was read"
+            yield decode_manifest(data, files.uri(info.path))
+
+
+def find_manifest(files: LocalFiles, stage: StageName, digest: str, *, key: str) -> Manifest:
+    """The manifest of ``stage`` whose digest begins with ``digest``; the highest attempt where several have it.
+
+    key: the setting that a person wrote the digest in. Raises ConfigError for a digest that is none, names nothing,
+    names a manifest of another stage, or is the start of several.
+    """
+    if not DIGEST.fullmatch(digest):
+        raise ConfigError(
+            f"{key} is {digest!r}; expected 12 to 64 hex digits of the digest of a committed {stage}; "
+            f"{_choices(files, stage)}"
+        )
+    sealed = [manifest for manifest in sealed_manifests(files, stage) if manifest.digest.startswith(digest)]
+    digests = sorted({manifest.digest for manifest in sealed})
+    if len(digests) == 1:
+        return max(sealed, key=lambda manifest: (manifest.attempt, manifest.spec))
+    if digests:
+        raise ConfigError(f"{key}={digest} is the start of {' and '.join(digests)}; give all 64 digits")
+    others = [
+        other
+        for other in STAGES
+        if other != stage and any(manifest.digest.startswith(digest) for manifest in sealed_manifests(files, other))
+    ]
+    found = f"is the digest of a committed {others[0]}" if others else "names nothing that is committed"
+    raise ConfigError(f"{key}={digest} {found} under {files.root}; expected one of {stage}; {_choices(files, stage)}")
+
+
+def sealed_spec(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
+    """What ``spec.json`` says about how a manifest was made. Raises CorruptRecordError when it is gone."""
+    path = f"{manifest.stage}/{short(manifest.spec)}/spec.json"
+    data = files.read(path)
+    if data is None:
+        raise CorruptRecordError(f"{files.uri(path)} is gone; run again with --only {manifest.stage}, it is made anew")
+    record: dict[str, Any] = json.loads(data)
+    return record
+
+
+def _choices(files: LocalFiles, stage: StageName) -> str:
+    digests = sorted({short(manifest.digest) for manifest in sealed_manifests(files, stage)})
+    return f"there are {', '.join(digests)}" if digests else f"there is none: run {stage} first"

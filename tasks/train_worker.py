@@ -1,0 +1,83 @@
+"""One rank of a training: what it is told, and how it calls the core's loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlcd_core.dataset import Shard
+from mlcd_core.runtimes import TrainRuntime
+from mlcd_core.specs import TrainSpec
+from mlcd_core.store import LocalFiles, Part, read_part
+from tasks.train_start import StartParts
+from tasks.train_stop import RemoteStop
+from tasks.work import ChainAddress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What all ranks are told, small enough to send. ``centroids`` and ``start``: what training begins from, if so."""
+
+    links: ChainAddress
+    runtime: TrainRuntime
+    shards: tuple[Shard, ...]
+    label_parts: tuple[Part, ...]
+    num_classes: int
+    key_column: str
+    centroids: Part | None = None
+    start: StartParts | None = None
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Read this rank's lanes, train, write its blocks of each checkpoint. Keys: ``job``, and a ``RemoteReport``."""
+    import torch.distributed as dist
+
+    from mlcd_core.train import Start, TrainData, train
+
+    job: TrainJob = config["job"]
+    files, spec = LocalFiles(job.links.root), job.links.spec
+    assert isinstance(spec, TrainSpec)
+
+    def read(part: Part) -> bytes:
+        return read_part(files, part)
+
+    begin = job.start
+    train(
+        spec,
+        TrainData(
+            shards=job.shards, read_labels=LabelReader(job.links.root, job.label_parts), key_column=job.key_column
+        ),
+        num_classes=job.num_classes,
+        chain=job.links.open(),
+        group=dist.group.WORLD,
+        runtime=job.runtime,
+        report=config["report"],
+        centroids_KD=_centroids(read(job.centroids)) if job.centroids else None,
+        start=Start(begin.parts, read, same_classes=begin.same_classes) if begin else None,
+        stop=RemoteStop(config["report"].board),
+    )
+
+
+class LabelReader:
+    """Reads the label table of a shard by its position in the data."""
+
+    def __init__(self, root: str, parts: Sequence[Part]) -> None:
+        self._files = LocalFiles(root)
+        self._parts = parts
+
+    def __call__(self, shard: int) -> pa.Table:
+        """The table of ``tables.label_schema`` that belongs to shard number ``shard``."""
+        return pq.read_table(pa.BufferReader(read_part(self._files, self._parts[shard])))
+
+
+def _centroids(part: bytes) -> "NDArray[np.float32]":
+    from mlcd_core.kmeans import CentroidState
+
+    centroids_KD: NDArray[np.float32] = CentroidState.from_arrow_bytes(part).centroids_KD.numpy()
+    return centroids_KD

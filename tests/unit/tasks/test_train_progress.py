@@ -1,0 +1,60 @@
+"""The progress bar of a training: moved now and then, always at the end, and never a reason to fail."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+import httpx
+import pytest
+
+from mlcd_core.events import silent
+from tasks import train_progress
+from tasks.train_progress import _Bar
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What a server gets."""
+    shown: list[float] = []
+
+    def create(progress: float, **_: object) -> UUID:
+        shown.append(progress)
+        return UUID(int=0)
+
+    monkeypatch.setattr(train_progress, "create_progress_artifact", create)
+    monkeypatch.setattr(train_progress, "update_progress_artifact", lambda _, progress, **__: shown.append(progress))
+    return shown
+
+
+def train(times: Iterable[float], *, first_step: int = 0) -> None:
+    """Ten steps, the clock being asked for each."""
+    clock = iter(times)
+    bar = _Bar(lambda: next(clock))
+    bar("train_start", {"first_step": first_step, "num_steps": 10})
+    for step in range(first_step + 1, 11):
+        bar("train_step", {"step": step})
+
+
+def test_it_moves_when_seconds_have_passed_and_at_the_end(shown: list[float]) -> None:
+    # the clock is read once more for each that is shown
+    train([0, 1, 2, 3, 4, 6, 6, 7, 8, 9, 10, 10.5])
+    assert shown == [0, 50, 100]
+
+
+def test_it_begins_where_training_goes_on(shown: list[float]) -> None:
+    train([0] * 9, first_step=7)
+    assert shown == [70, 100]
+
+
+def test_a_server_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(progress: float, **_: object) -> UUID:
+        raise httpx.ConnectError("no server")
+
+    monkeypatch.setattr(train_progress, "create_progress_artifact", fail)
+    train(range(0, 1000, 10))
+    assert [record.getMessage() for record in caplog.records] == ["the progress of train is no longer shown: no server"]
+
+
+def test_outside_a_task_run_nothing_is_shown() -> None:
+    assert train_progress.train_progress() is silent
