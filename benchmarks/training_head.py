@@ -15,7 +15,16 @@ from pathlib import Path
 from machine import describe_machine
 from partial_fc import KSlotPartialFC
 from training_measure import PHASES, THREADS, PeakMemory, apart, head_phases, random_batch
-from training_rows import LaptopRun, head_on_laptop, race_row_optimizers, rival_on_laptop, training_on_laptop
+from training_rows import (
+    DENSE,
+    LAZY,
+    MOVE_ALONE,
+    LaptopRun,
+    head_on_laptop,
+    race_row_optimizers,
+    rival_on_laptop,
+    training_on_laptop,
+)
 
 from mlcd_core.train.head import HeadSpec, ShardedHead
 
@@ -177,22 +186,23 @@ def said(what: str, key: tuple[int, float], ratio: float, goal: int) -> str:
 def optimizer_section(num_classes: int, dim: int, runs: int) -> list[str]:
     """Row optimizers, at their 1 % of the rows."""
     seconds = apart(race_row_optimizers, num_classes, dim, TOUCHED_SHARE, runs)
-    (_, lazy), (_, dense), _ = seconds.items()
-    ratio = statistics.median(dense) / statistics.median(lazy)
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    whole = median[DENSE] / median[LAZY]
+    alone = median[DENSE + MOVE_ALONE] / median[LAZY + MOVE_ALONE]
     return [
         f"## Row optimizers: {num_classes:,} x {dim}, {TOUCHED_SHARE * 100:.0f} % of the rows touched",
         "",
-        "One update, in turns. The dense gradient of AdamW is made before its clock starts. SparseAdam has one count",
-        "of steps for all rows, so a row touched late has its moments corrected as an old one, and no weight decay.",
+        "One update, in turns. Ours reads the touched rows and moves them. AdamW first needs a gradient of all rows, zero",
+        "but for the touched: what autograd makes of `weight[index]`. SparseAdam has one count of steps for all rows, so",
+        "a row touched late has its moments corrected as an old one, and no weight decay.",
         "",
-        "| | time | times lazy |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {spread(taken)} | {statistics.median(taken) / statistics.median(lazy):.2f} |"
-            for name, taken in seconds.items()
-        ),
+        "| | time |",
+        "|---|---|",
+        *(f"| {name} | {spread(taken)} |" for name, taken in seconds.items()),
         "",
-        f"- AdamW takes {ratio:.1f} times as long; goal {OPTIMIZER_GOAL}: {verdict(ratio, OPTIMIZER_GOAL)}.",
+        f"- AdamW takes {whole:.1f} times as long; goal {OPTIMIZER_GOAL}: {verdict(whole, OPTIMIZER_GOAL)}.",
+        f"- Its move alone takes {alone:.1f} times as long as ours; goal {OPTIMIZER_GOAL}: "
+        f"{verdict(alone, OPTIMIZER_GOAL)}.",
         "",
     ]
 

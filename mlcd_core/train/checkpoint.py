@@ -44,7 +44,7 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[d
         ]
         own += [_put(chain, EMA_PART, trainee.average.state)] if trainee.average else []
     parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
-    state = {"step": step, "epoch": epoch, "curve": curve}
+    state = {"step": step, "epoch": epoch, "world_size": ranks.size, "curve": curve}
     link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
     if list(link.parts) != parts:
         load(trainee, chain, link)

@@ -4,14 +4,14 @@
 k = splitmix64(seed, step) mod C, the block [start, end) draws floor((S*end + k)/C) - floor((S*start + k)/C) classes:
 the sum telescopes to S, and over k every block, and so every class, has the same chance S/C. (Rounding each block's
 share alone would starve some classes for ever.) Inside a block the classes with the smallest keys
-splitmix64(seed, step, class id) win; the lower id on a tie.
+splitmix64(seed, step, class id) win (63 bits: equal keys do not happen).
 
 ``partial_fc`` (arXiv 2203.15565), for comparison: the classes that are positives of any row of the batch come first,
 then the smallest keys up to the block's share; where a block has more positives than its share, all of them and nothing
 else. So the set can exceed S: with 8 labels per row the paper's batch has about 230,600 distinct positives, 23 % of a
 million classes where r is 10 %.
 
-V blocks, M classes of the biggest block, S sampled classes.
+V blocks, M classes of the biggest block, Q draws of the block that draws most, S sampled classes.
 """
 
 import torch
@@ -57,8 +57,9 @@ def sampled_classes(
         quota_V = torch.maximum(quota_V, is_positive_VM.sum(dim=1))
     # classes beyond the end of a shorter block come last
     keys_VM = torch.where(is_class_VM, keys_VM, torch.iinfo(torch.int64).max)
-    by_key_VM = ids_VM.gather(1, keys_VM.argsort(dim=1, stable=True))
-    return by_key_VM[column_M < quota_V[:, None]].sort().values
+    column_VQ = keys_VM.topk(int(quota_V.max()), dim=1, largest=False).indices
+    is_drawn_VQ = column_M[: column_VQ.shape[1]] < quota_V[:, None]
+    return ids_VM.gather(1, column_VQ)[is_drawn_VQ].sort().values
 
 
 def block_quotas(bounds: Tensor, *, num_sampled: int, offset: int, num_classes: int) -> Tensor:
