@@ -192,9 +192,9 @@ def optimizer_section(num_classes: int, dim: int, runs: int) -> list[str]:
     return [
         f"## Row optimizers: {num_classes:,} x {dim}, {TOUCHED_SHARE * 100:.0f} % of the rows touched",
         "",
-        "One update, in turns. Ours reads the touched rows and moves them. AdamW first needs a gradient of all rows, zero",
-        "but for the touched: what autograd makes of `weight[index]`. SparseAdam has one count of steps for all rows, so",
-        "a row touched late has its moments corrected as an old one, and no weight decay.",
+        "One update, in turns. Ours reads the touched rows and moves them. AdamW first needs a gradient of all rows,",
+        "zero but for the touched: what autograd makes of `weight[index]`. SparseAdam has one count of steps for all",
+        "rows, so a row touched late has its moments corrected as an old one, and no weight decay.",
         "",
         "| | time |",
         "|---|---|",
