@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.runtimes import ClusterRuntime, EmbedRuntime, EvaluateRuntime, LabelRuntime, Runtime, TrainRuntime
-from mlcd_core.specs import ClusterSpec, EmbedSpec, EvaluateSpec, LabelSpec, StageName, StageSpec, TrainSpec
+from mlcd_core.specs import (
+    ClusterSpec,
+    EmbedSpec,
+    EvaluateSpec,
+    LabelSpec,
+    StageName,
+    StageSpec,
+    TrainSpec,
+    check_head_spec,
+)
 
 ENVIRONMENT_PREFIX = "MLCD_"
 
@@ -86,16 +95,25 @@ class Config(BaseModel):
                 f"train.num_positive is {train.num_positive}, label.num_labels keeps only {label.num_labels}; "
                 "raise label.num_labels or lower train.num_positive"
             )
-        if train.loss == "softmax" and train.num_positive != 1:
-            raise ValueError(
-                f"train.loss=softmax has one positive per row, train.num_positive is {train.num_positive}; "
-                "set train.num_positive=1"
-            )
+        check_head_spec(train, num_positive=train.num_positive)
         if train.batch_size % train.lanes or train.lanes % train.workers:
             raise ValueError(
                 f"train.workers={train.workers} must divide train.lanes={train.lanes}, and that train.batch_size="
                 f"{train.batch_size}; change one of them"
             )
+        rank_rows = train.batch_size // train.workers
+        if rank_rows % train.accumulation:
+            raise ValueError(
+                f"train.accumulation={train.accumulation} must divide the {rank_rows} rows of a rank "
+                f"(train.batch_size={train.batch_size} over train.workers={train.workers}); change one of them"
+            )
+        for kind in ("", "center_"):
+            rate, decay = getattr(train, f"{kind}learning_rate"), getattr(train, f"{kind}weight_decay")
+            if rate * decay >= 1:
+                raise ValueError(
+                    f"train.{kind}learning_rate={rate} times train.{kind}weight_decay={decay} is {rate * decay:g}; "
+                    "a step takes that share of the weights, so it must be below 1: lower one of them"
+                )
         if self.cluster.num_centroids is not None and label.num_labels > self.cluster.num_centroids:
             raise ValueError(
                 f"label.num_labels={label.num_labels} nearest of cluster.num_centroids={self.cluster.num_centroids} "

@@ -4,11 +4,12 @@ Anything that can change a byte of the result on one machine is here; where and 
 ``runtimes``. ``STAGE_VERSION`` goes up when the same spec would give other bytes.
 """
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from mlcd_core.errors import TooFewRowsError
+from mlcd_core.errors import ConfigError, TooFewRowsError
 
 StageName = Literal["embed", "cluster", "label", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("embed", "cluster", "label", "train", "evaluate")
@@ -112,8 +113,29 @@ class HeadSpec(StageSpec):
         "independent", description="partial_fc: the batch's positives are drawn first; can exceed r"
     )
     negative_weighting: Literal["none", "inverse_rate"] = Field(
-        "none", description="inverse_rate: each negative counts 1 / r times, so the sum estimates that over all classes"
+        "none",
+        description="inverse_rate: each of the S negatives counts C / S times: an estimate over all classes",
     )
+
+
+def check_head_spec(spec: HeadSpec, *, num_positive: int) -> None:
+    """Raise ConfigError for settings that exclude each other."""
+    if spec.loss == "softmax" and num_positive != 1:
+        raise ConfigError(
+            f"train.loss=softmax with train.num_positive={num_positive}; it takes the nearest cluster alone: "
+            "set train.num_positive=1, or train.loss=softmax_masked"
+        )
+    if spec.sampling == "partial_fc" and spec.negative_weighting == "inverse_rate":
+        raise ConfigError(
+            "train.sampling=partial_fc with train.negative_weighting=inverse_rate; the batch's positives are drawn "
+            "always, the other classes at another rate: set train.negative_weighting=none, or "
+            "train.sampling=independent"
+        )
+    if spec.margin_kind == "arcface" and spec.margin >= math.pi / 2:
+        raise ConfigError(
+            f"train.margin_kind=arcface with train.margin={spec.margin}; expected an angle below pi/2 = 1.57: "
+            "set train.margin, 0.3 in the paper"
+        )
 
 
 class TrainSpec(HeadSpec):

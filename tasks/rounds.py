@@ -21,10 +21,10 @@ def check_rounds(request: Request, selected: Sequence[StageName], rounds: int) -
     """Raise ConfigError for a number of rounds that cannot be meant with these stages and pins."""
     if rounds < 1:
         raise ConfigError(f"rounds is {rounds}; expected 1 or more")
-    if rounds > 1 and "train" not in selected:
+    if rounds > 1 and not set(STAGES[: STAGES.index("train") + 1]) <= set(selected):
         raise ConfigError(
-            f"rounds is {rounds}, but only {', '.join(selected)} would run; each round embeds with the tower that the "
-            "round before trains: select train too (--until train, or no selection at all), or leave rounds out"
+            f"rounds is {rounds}, but only {', '.join(selected)} would run; each round embeds, clusters, labels and "
+            "trains anew: select all stages up to train (--until train, or no selection at all), or leave rounds out"
         )
     if rounds > 1 and request.pin:
         raise ConfigError(

@@ -54,9 +54,12 @@ def saving_at_sigterm(ask: Callable[[], None], *, can_save: Callable[[], bool]) 
     asked, ended = threading.Event(), threading.Event()
 
     def ask_and_wait() -> None:
-        ask()
-        if not ended.wait(SAVE_S):
-            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            ask()
+            ended.wait(SAVE_S)
+        finally:  # also where nobody could be asked
+            if not ended.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         del number, frame

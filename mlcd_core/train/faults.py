@@ -26,6 +26,6 @@ def with_batch_saved(fault: NotFiniteError, batch: Batch, *, step: int, chain: C
         where = chain.folder.files.uri(part.path)
     return TrainingError(
         f"at step {step} {fault}; nothing was updated. The batch begins with {', '.join(keys[:NAMED_KEYS])}, all "
-        f"{len(keys)} keys are in {ranks.from_first(where)}; lower train.learning_rate or train.scale, and look at "
-        "these images"
+        f"{len(keys)} keys are in {ranks.from_first(where)}; lower train.learning_rate, train.center_learning_rate or "
+        "train.scale, and look at these images"
     )

@@ -94,6 +94,7 @@ def _open_clip_tower(architecture: str, image_size: int) -> Tower:
         raise _unknown_tower(f"{OPEN_CLIP}{architecture}", [OPEN_CLIP + known for known in open_clip.list_models()])
     # random dropping would make a resumed run another run
     vision = {**config["vision_cfg"], "image_size": image_size, "patch_dropout": 0.0, "timm_model_pretrained": False}
+    vision["output_tokens"] = False  # CoCa's would come as a second result
     body = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
     if hasattr(body, "trunk") and hasattr(body.trunk, "set_input_size"):
         body.trunk.set_input_size(img_size=image_size)  # the builder leaves timm's own size

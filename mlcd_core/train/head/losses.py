@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mlcd_core.errors import ConfigError
 from mlcd_core.specs import HeadSpec
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -108,23 +107,3 @@ LOSSES: dict[str, RowLoss] = {
     "softmax_masked": softmax_masked,
 }
 MARGINS: dict[str, Margin] = {"cosface": cosface, "arcface": arcface, "none": no_margin}
-
-
-def check_head_spec(spec: HeadSpec, *, num_positive: int) -> None:
-    """Raise ConfigError for settings that exclude each other."""
-    if spec.loss == "softmax" and num_positive != 1:
-        raise ConfigError(
-            f"train.loss=softmax with train.num_positive={num_positive}; it takes the nearest cluster alone: "
-            "set train.num_positive=1, or train.loss=softmax_masked"
-        )
-    if spec.sampling == "partial_fc" and spec.negative_weighting == "inverse_rate":
-        raise ConfigError(
-            "train.sampling=partial_fc with train.negative_weighting=inverse_rate; the batch's positives are drawn "
-            "always, the other classes at another rate: set train.negative_weighting=none, or "
-            "train.sampling=independent"
-        )
-    if spec.margin_kind == "arcface" and spec.margin >= math.pi / 2:
-        raise ConfigError(
-            f"train.margin_kind=arcface with train.margin={spec.margin}; expected an angle below pi/2 = 1.57: "
-            "set train.margin, 0.3 in the paper"
-        )

@@ -19,10 +19,9 @@ from torch.nn import functional
 
 from mlcd_core.errors import TrainingError
 from mlcd_core.hashing import splitmix64
-from mlcd_core.specs import HeadSpec
+from mlcd_core.specs import HeadSpec, check_head_spec
 from mlcd_core.train.head.blocks import ClassBlocks
 from mlcd_core.train.head.fused import LossCall, LossSums, Targets, Tile, fused_loss
-from mlcd_core.train.head.losses import check_head_spec
 from mlcd_core.train.head.row_optimizer import AdamWSettings, RowAdamW
 from mlcd_core.train.head.sampling import num_negatives, sampled_classes
 from mlcd_core.train.ranks import Ranks

@@ -205,12 +205,14 @@ def test_rounds_that_cannot_be_meant_are_refused(world: World) -> None:
     request = world.request()
     with pytest.raises(ConfigError, match="rounds is 0; expected 1 or more"):
         check_rounds(request, ["train"], 0)
-    with pytest.raises(ConfigError, match=r"but only embed, cluster would run; .*select train too"):
-        check_rounds(request, ["embed", "cluster"], 2)
+    for selected in (["embed", "cluster"], ["train"], ["cluster", "label", "train", "evaluate"]):
+        with pytest.raises(ConfigError, match=rf"but only {', '.join(selected)} would run; .*all stages up to train"):
+            check_rounds(request, selected, 2)
+    until_train = ["embed", "cluster", "label", "train"]
     with pytest.raises(ConfigError, match="leave the pin or the rounds out"):
-        check_rounds(replace(request, pin={"cluster": "default"}), ["train"], 2)
+        check_rounds(replace(request, pin={"cluster": "default"}), until_train, 2)
     check_rounds(request, ["embed"], 1)
-    check_rounds(request, ["train"], 2)
+    check_rounds(request, until_train, 2)
 
 
 def test_the_summary_has_the_stages_of_all_rounds_and_the_metrics_of_the_last() -> None:
