@@ -56,6 +56,7 @@ class TrainRuntime(Runtime):
     log_folder: str = Field("", description="of the JSONL log and TensorBoard files; empty: logs/ under a local root")
     retries: int = Field(3, ge=0, description="new starts after lost workers, at the largest world size that fits")
     checkpoint_activations: bool = Field(False, description="recompute the tower's activations: less memory, more time")
+    shard_tower: bool = Field(False, description="FSDP2: split the tower over the ranks, if one device cannot hold it")
 
 
 class EvaluateRuntime(Runtime):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mlcd_core.train.sharded_tower import split_like
+
 
 class TowerAverage:
     """The average ``state``, under the names of the tower's state dict."""
@@ -27,7 +29,7 @@ class TowerAverage:
     def load(self, saved: dict[str, Tensor]) -> None:
         """Take over a saved ``state``."""
         for name, tensor in self.state.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(split_like(saved[name], tensor))
 
     def update(self, tower: nn.Module, step: int) -> None:
         """Move towards the weights after step number ``step``."""

@@ -19,6 +19,7 @@ from mlcd_core.specs import TrainSpec
 from mlcd_core.store import Chain, Part, Receipt
 from mlcd_core.train.head import ShardedHead
 from mlcd_core.train.model import Tower, build_tower
+from mlcd_core.train.sharded_tower import load_whole, split_like, whole_tensors
 from mlcd_core.train.step import Trainee
 
 TOWER_PART = "tower"
@@ -35,14 +36,14 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[d
     """
     head, ranks = trainee.head, trainee.head.ranks
     own = [_put(chain, block_name(block), head.block_state(block)) for block in filled_blocks(head)]
+    for name, tensors in _tower_tensors(trainee).items():
+        whole = whole_tensors(tensors, keep=ranks.rank == 0)
+        own += [_put(chain, name, whole)] if ranks.rank == 0 else []
     if ranks.rank == 0:
         own += [
-            _put(chain, TOWER_PART, trainee.tower.state_dict()),
-            _put(chain, TOWER_OPTIMIZER_PART, _optimizer_tensors(trainee)),
             _put(chain, HEAD_PART, head.common_state()),
             chain.put(STATE_PART, ".json", canonical_json(_state(trainee, step=step, epoch=epoch)).encode()),
         ]
-        own += [_put(chain, EMA_PART, trainee.average.state)] if trainee.average else []
     parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
     state = {"step": step, "epoch": epoch, "world_size": ranks.size, "curve": curve}
     link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
@@ -64,7 +65,7 @@ def load(trainee: Trainee, chain: Chain, link: Receipt) -> None:
         for name, tensor in head.block_state(block).items():
             tensor.copy_(saved[name])
     head.load_common_state(part_tensors(chain.read, parts, HEAD_PART))
-    trainee.tower.load_state_dict(part_tensors(chain.read, parts, TOWER_PART))
+    load_whole(trainee.tower, part_tensors(chain.read, parts, TOWER_PART))
     _restore_optimizer(trainee, part_tensors(chain.read, parts, TOWER_OPTIMIZER_PART))
     if trainee.average is not None:
         trainee.average.load(part_tensors(chain.read, parts, EMA_PART))
@@ -119,6 +120,15 @@ def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:
     return chain.put(name, ".safetensors", safetensors.torch.save(whole))
 
 
+def _tower_tensors(trainee: Trainee) -> dict[str, Mapping[str, Tensor]]:
+    """What is kept of the tower, by part; where the tower is sharded, these tensors are too."""
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        TOWER_PART: trainee.tower.state_dict(),
+        TOWER_OPTIMIZER_PART: _optimizer_tensors(trainee),
+    }
+    return tensors | ({EMA_PART: trainee.average.state} if trainee.average else {})
+
+
 def _state(trainee: Trainee, *, step: int, epoch: int) -> dict[str, Any]:
     return {
         "step": step,
@@ -152,7 +162,8 @@ def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
 
 def _restore_optimizer(trainee: Trainee, saved: dict[str, Tensor]) -> None:
     for name, parameter in _trained(trainee):
-        moments = {kind: saved[f"{kind}.{name}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
+        whole = {kind: saved[f"{kind}.{name}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
+        moments = {kind: split_like(moment, parameter) for kind, moment in whole.items()}
         trainee.optimizer.state[parameter] = {"step": saved[f"step.{name}"], **moments}
 
 

@@ -73,6 +73,7 @@ def train(
             group=group,
             centroids_KD=centroids_KD,
             recompute_activations=runtime.checkpoint_activations,
+            sharded=runtime.shard_tower,
         )
         first: dict[str, float] = {}
         link: Receipt | None = ranks.from_first(chain.newest() if ranks.rank == 0 else None)

@@ -20,6 +20,7 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.store import Part
 from mlcd_core.train import checkpoint
 from mlcd_core.train.model import Tower
+from mlcd_core.train.sharded_tower import load_whole
 from mlcd_core.train.step import Trainee
 
 
@@ -85,7 +86,7 @@ def _load_weights(trainee: Trainee, saved: dict[str, Tensor]) -> None:
             f"{key} holds other weights than train.tower={trainee.spec.tower}, image_size {trainee.spec.image_size}: "
             f"{len(differing)} tensors differ, the first is {differing[0]}; set train.tower as in that run"
         )
-    tower.load_state_dict(saved)
+    load_whole(tower, saved)
 
 
 def _position_name(tower: Tower) -> str:

@@ -2,7 +2,8 @@
 
 The head's loss is the mean over the global batch, and each rank's backward gives its rows' share of that mean's tower
 gradient: the shares are *summed* over ranks (no DDP, which would average). Likewise a rank's rows may go through the
-tower in pieces, whose gradients add up. Tower and head are clipped together, by the norm over all ranks' centers.
+tower in pieces, whose gradients add up. Tower and head are clipped together, by the norm over all ranks' centers
+and, where the tower is split too (``sharded_tower``), over all ranks' parts of it.
 """
 
 import math
@@ -14,20 +15,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlcd_core.errors import TrainingError
+from mlcd_core.errors import ConfigError, TrainingError
 from mlcd_core.specs import TrainSpec
 from mlcd_core.train.average import TowerAverage
 from mlcd_core.train.batches import Batch
 from mlcd_core.train.center_init import initial_centers
 from mlcd_core.train.head import AdamWSettings, HeadOutput, ShardedHead, combined
 from mlcd_core.train.model import Tower, build_tower, check_batch_norm, checkpoint_activations
+from mlcd_core.train.ranks import Ranks
+from mlcd_core.train.sharded_tower import as_own_part, is_sharded, own_part, shard_tower
 
 
 @dataclass(frozen=True)
 class Trainee:
     """Everything that training changes, on one rank.
 
-    ``encode`` is the tower, compiled where the spec says so. ``gradient`` is one vector behind all tower gradients.
+    ``encode`` is the tower, compiled where the spec says so. ``gradient`` is one vector behind all tower gradients,
+    those of this rank's part of a sharded tower.
     """
 
     spec: TrainSpec
@@ -64,15 +68,27 @@ def new_trainee(
     dtype: torch.dtype = torch.float32,
     centroids_KD: np.ndarray | None = None,
     recompute_activations: bool = False,
+    sharded: bool = False,
 ) -> Trainee:
     """Tower and head at step 0: functions of the spec, the number of classes and the centroids alone.
 
-    Raises TrainingError for ranks and ``train.accumulation`` that do not fit the batch or the tower.
+    sharded: split the tower over the ranks; with one rank it changes nothing.
+    Raises TrainingError for ranks and ``train.accumulation`` that do not fit the batch or the tower, ConfigError for
+    settings that exclude each other.
     """
+    if sharded and spec.compile:
+        raise ConfigError(
+            "train.shard_tower=true and train.compile=true; expected one of them, since what FSDP does at each block "
+            "would cut the compiled tower to pieces: set train.compile=false"
+        )
     betas = (spec.beta1, spec.beta2)
-    tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed).to(device=device, dtype=dtype)
+    tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed).to(dtype=dtype)
     if recompute_activations:
         checkpoint_activations(tower, spec.tower)
+    if sharded and Ranks(group).size > 1:
+        shard_tower(tower, device, group)
+    else:
+        tower.to(device)
     head = ShardedHead(
         spec,
         num_classes,
@@ -91,7 +107,14 @@ def new_trainee(
         spec=spec,
         tower=tower,
         encode=torch.compile(tower) if spec.compile else tower,
-        optimizer=torch.optim.AdamW(trained, lr=0.0, betas=betas, weight_decay=spec.weight_decay),
+        optimizer=torch.optim.AdamW(
+            trained,
+            lr=0.0,
+            betas=betas,
+            weight_decay=spec.weight_decay,
+            # where parameters are sharded torch would by itself update one after the other, also on CUDA
+            foreach=is_sharded(tower) or None,
+        ),
         gradient=_flat_gradient(trained),
         head=head,
         average=TowerAverage(tower, spec.ema_decay) if spec.ema_decay > 0 else None,
@@ -114,8 +137,7 @@ def train_step(trainee: Trainee, batch: Batch, *, step: int, rate_share: float) 
         output.loss.backward()  # type: ignore[no-untyped-call]
         outputs.append(output)
     output = combined(outputs)
-    head.ranks.summed(trainee.gradient)
-    norm = math.sqrt(float(head.gradient_square_sum() + trainee.gradient.double().square().sum()))
+    norm = math.sqrt(float(head.gradient_square_sum() + _tower_square_sum(trainee)))
     _check_finite(float(output.loss), "loss")
     _check_finite(norm, "gradient norm")
     if norm > spec.clip_norm:
@@ -142,17 +164,29 @@ def _check_accumulation(spec: TrainSpec, world_size: int) -> None:
 
 def _flat_gradient(parameters: list[nn.Parameter]) -> Tensor:
     """One vector whose slices are the parameters' gradients: summed over ranks and clipped at once."""
-    sizes = [parameter.numel() for parameter in parameters]
-    flat = parameters[0].new_zeros(sum(sizes))
-    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
-        parameter.grad = part.view_as(parameter)
-    return flat.detach()
+    own = [own_part(parameter.detach()) for parameter in parameters]
+    sizes = [tensor.numel() for tensor in own]
+    flat = own[0].new_zeros(sum(sizes))
+    for parameter, tensor, part in zip(parameters, own, torch.split(flat, sizes), strict=True):
+        parameter.grad = as_own_part(part.view_as(tensor), parameter)
+    return flat
+
+
+def _tower_square_sum(trainee: Trainee) -> Tensor:
+    """Of the gradient over all ranks, which is summed first where the tower is not sharded: FSDP has done it there."""
+    ranks, sharded = trainee.head.ranks, is_sharded(trainee.tower)
+    if not sharded:
+        ranks.summed(trainee.gradient)
+    square_sum = trainee.gradient.double().square().sum()
+    return ranks.summed(square_sum) if sharded else square_sum
 
 
 def _features(trainee: Trainee, pixels_BCHW: Tensor) -> Tensor:
     """Features of some rows; bfloat16 where the spec says so, which the head takes back to the centers' type."""
     device = trainee.head.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=trainee.spec.precision == "bfloat16"):
+    # cached bfloat16 copies would keep weights that a sharded tower has let go
+    cached, enabled = not is_sharded(trainee.tower), trainee.spec.precision == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached):
         return trainee.encode(pixels_BCHW.to(device, non_blocking=True))
 
 
