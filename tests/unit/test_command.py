@@ -35,7 +35,7 @@ def shard(path: Path, **columns: list[object]) -> Path:
         (["--data", "demo", "--from-stage", "train", "--until", "embed"], 2, "the order is embed, cluster"),
         (["--data", "demo", "--name", "../x"], 2, "becomes a file name"),
         (["--data", "demo", "--rounds", "0"], 2, "rounds is 0; expected 1 or more"),
-        (["--data", "demo", "--rounds", "2", "--until", "label"], 2, "select train too"),
+        (["--data", "demo", "--rounds", "2", "--until", "label"], 2, "all stages up to train"),
         (["--data", "demo", "--rounds", "2", "--pin", "cluster=x"], 2, "leave the pin or the rounds out"),
         (["--data", "demo", "--set", "embed.embedder=tower"], 2, "expected 12 to 64 hex digits"),
         (["--data", "demo", "--set", "embed.tower=abcabcabcabc"], 2, "set embed.embedder=tower"),
