@@ -187,7 +187,7 @@ def _features(trainee: Trainee, pixels_BCHW: Tensor) -> Tensor:
     # cached bfloat16 copies would keep weights that a sharded tower has let go
     cached, enabled = not is_sharded(trainee.tower), trainee.spec.precision == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached):
-        return trainee.encode(pixels_BCHW.to(device, non_blocking=True))
+        return trainee.encode(pixels_BCHW.to(device))
 
 
 def _check_finite(value: float, name: str) -> None:
