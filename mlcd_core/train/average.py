@@ -1,7 +1,7 @@
 """The exponential moving average of a tower's weights: often a better encoder than the last step's.
 
-Early weights are of no use, so the decay is warmed up: min(decay, (1 + t) / (10 + t)) at step t, the first being 0. It is kept in
-float32 and is a function of the run, so a resumed run ends with the bytes of an undisturbed one.
+Early weights are of no use, so the decay is warmed up: min(decay, (1 + t) / (10 + t)) at step t, the first being 0. It
+is kept in float32 and is a function of the run, so a resumed run ends with the bytes of an undisturbed one.
 """
 
 import torch
