@@ -31,7 +31,7 @@ from mlcd_core.labels import label_table, labels_to_parquet_bytes
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import ClusterSpec, EmbedSpec, EvaluateSpec, TrainSpec
 from mlcd_core.store import Chain, LocalFiles, Receipt, StageFolder, content_digest
-from mlcd_core.train import Start, TrainData, tower_part_name, train
+from mlcd_core.train import Start, TrainData, tower_part_name, train, whole_curve
 from mlcd_core.train.encoder import TowerEmbedder
 from mlcd_core.train.watches import feature_watches
 
@@ -231,6 +231,6 @@ def _label_matrix(table: pa.Table) -> NDArray[np.int32]:
 
 def _seconds(trained: Trained) -> float:
     """Of all steps, by the rates in the curve: also right for a run that was interrupted."""
-    curve = trained.link.state["curve"]
+    curve = whole_curve(trained.chain, trained.link)
     steps = np.diff([0, *(record["step"] for record in curve)])
     return float(sum(steps * trained.spec.batch_size / np.array([record["images_per_s"] for record in curve])))

@@ -41,6 +41,8 @@ def train_work(run: Run, committed: Committed) -> StageWork:
     def make(job: Job) -> Made:
         import ray
 
+        from mlcd_core.train import whole_curve
+
         beginning = start_parts(run, start, label) if start else None
         job.session.start()
         links = work.links(job)
@@ -56,10 +58,11 @@ def train_work(run: Run, committed: Committed) -> StageWork:
             start=beginning,
         )
         worlds = train_on_workers(train_job, device, log_folder(run, spec), job.report)
-        last = links.open().newest()
+        chain = links.open()
+        last = chain.newest()
         assert last is not None, "training ended without a checkpoint"
         notes = {"device": device, "world_sizes": worlds}
-        return Made([last], metrics={"curve": last.state["curve"]}, notes=notes)
+        return Made([last], metrics={"curve": whole_curve(chain, last)}, notes=notes)
 
     work = StageWork(
         spec=spec,

@@ -29,10 +29,11 @@ HEAD_PART = "head"
 STATE_PART = "state"
 
 
-def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[dict[str, float]]) -> Receipt:
+def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, records: list[dict[str, float]]) -> Receipt:
     """Write the state after ``step`` steps and append its link; all ranks call it and get the link that stands.
 
-    Where another writer's link was first and differs, that one is loaded: what stands is what goes on.
+    records: what was logged since the link before; the link's ``state["curve"]``. Where another writer's link was first
+    and differs, that one is loaded: what stands is what goes on.
     """
     head, ranks = trainee.head, trainee.head.ranks
     own = [_put(chain, block_name(block), head.block_state(block)) for block in filled_blocks(head)]
@@ -45,11 +46,18 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, curve: list[d
             chain.put(STATE_PART, ".json", canonical_json(_state(trainee, step=step, epoch=epoch)).encode()),
         ]
     parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
-    state = {"step": step, "epoch": epoch, "world_size": ranks.size, "curve": curve}
+    state = {"step": step, "epoch": epoch, "world_size": ranks.size, "curve": records}
     link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
     if list(link.parts) != parts:
         load(trainee, chain, link)
     return link
+
+
+def whole_curve(chain: Chain, last: Receipt) -> list[dict[str, float]]:
+    """What was logged up to ``last``, by step: each link holds a piece, and the latest of equal steps counts."""
+    links = (link for link in chain.links() if link.number <= last.number)
+    by_step = {record["step"]: record for link in links for record in link.state["curve"]}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def load(trainee: Trainee, chain: Chain, link: Receipt) -> None:

@@ -53,7 +53,7 @@ def train(
     centroids_KD: where centers start unless ``spec.center_init`` is normal. start: the run that ``spec.start_from``
     names. stop: asked on rank 0 after each step.
     Links are appended every ``runtime.checkpoint_steps`` and at the end. Rank 0 reports ``train_start`` and, every
-    ``runtime.log_steps``, ``train_step``; the same records stand in the link's ``state["curve"]``.
+    ``runtime.log_steps``, ``train_step``; the same records stand in the links (``whole_curve``).
     Raises TrainingStopped, with its state saved, once ``stop`` says so; ConfigError for settings that exclude each
     other; TrainingError for a loss that is not finite (its batch is saved), ranks that do not fit the lanes, or a
     checkpoint of another run; DataError and LabelDataError for images and labels that do not fit.
@@ -84,7 +84,7 @@ def train(
         first_step = link.number if link else 0
         steps_per_epoch = reader.lanes.steps_per_epoch
         num_steps = spec.epochs * steps_per_epoch
-        curve: list[dict[str, float]] = list(link.state["curve"]) if link else []
+        records: list[dict[str, float]] = []  # since the last link
         if ranks.rank == 0:
             report("train_start", _start_record(reader, first_step, num_steps) | first)
 
@@ -96,14 +96,15 @@ def train(
             except NotFiniteError as fault:
                 raise with_batch_saved(fault, batch, step=step, chain=chain, ranks=ranks) from fault
             if done % runtime.log_steps == 0 or done == num_steps:
-                curve.append(log.record(result, done=done, rate_share=share))
+                records.append(log.record(result, done=done, rate_share=share))
                 if ranks.rank == 0:
-                    report("train_step", curve[-1])
+                    report("train_step", records[-1])
             stopped = done < num_steps and ranks.told_by_first(stop, device)
             if done % runtime.checkpoint_steps == 0 or done == num_steps or stopped:
                 if done == num_steps:
                     trainee.head.optimizer.settle()
-                link = checkpoint.save(trainee, chain, step=done, epoch=done // steps_per_epoch, curve=curve)
+                link = checkpoint.save(trainee, chain, step=done, epoch=done // steps_per_epoch, records=records)
+                records = []
             if stopped:
                 raise TrainingStopped(
                     f"training was asked to stop and saved step {done} of {num_steps}; run again to go on from there"

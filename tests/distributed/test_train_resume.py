@@ -15,7 +15,7 @@ from mlcd_core.errors import TrainingStopped
 from mlcd_core.events import silent
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.train import loop as loop_module
-from mlcd_core.train import train
+from mlcd_core.train import train, whole_curve
 from mlcd_core.train.batches import NO_ROW
 from mlcd_core.train.ranks import Ranks
 from tests.distributed.harness import RankFailedError, run_ranks
@@ -54,11 +54,12 @@ def course(group, data_folder, root, stop_at_once=False):
             link = run(group, data_folder, root, stop=lambda: stop_at_once and Ranks(group).rank == 0)
         except TrainingStopped:
             return {"steps": steps}
+    curve = whole_curve(tiny_chain(Path(root), tiny_spec(epochs=EPOCHS)), link)
     return {
         "steps": steps,
         "digests": {part.name: part.sha256 for part in link.parts},
-        "losses": [record["loss"] for record in link.state["curve"]],
-        "center_norms": [record["center_norm"] for record in link.state["curve"]],
+        "losses": [record["loss"] for record in curve],
+        "center_norms": [record["center_norm"] for record in curve],
     }
 
 

@@ -65,8 +65,7 @@ def run(
 
 
 def numbers(root: Path, spec: ClusterSpec = SPEC) -> list[int]:
-    links = chain(root, spec)
-    return [link.number for link in links._links(info.path for info in links.folder.files.list(links.folder.prefix))]
+    return [link.number for link in chain(root, spec).links()]
 
 
 def test_each_round_and_each_iteration_is_a_link_and_numbers_grow(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from mlcd_core.errors import ConfigError, CorruptRecordError, TrainingError, TrainingStopped
 from mlcd_core.events import silent
 from mlcd_core.runtimes import TrainRuntime
-from mlcd_core.train import build_tower, checkpoint, load_tower, tower_part_name, train
+from mlcd_core.train import build_tower, checkpoint, load_tower, tower_part_name, train, whole_curve
 from mlcd_core.train.batches import BatchReader
 from mlcd_core.train.ranks import Ranks
 from mlcd_core.train.step import new_trainee
@@ -37,6 +37,11 @@ def run(data, root, spec=None, report=silent, runtime=RUNTIME, **more):
     return train(spec, data, num_classes=NUM_CLASSES, chain=chain, runtime=runtime, report=report, **more)
 
 
+def curve(root, spec=None):
+    chain = tiny_chain(root, spec or tiny_spec())
+    return whole_curve(chain, chain.newest())
+
+
 def digests(link):
     return {part.name: part.sha256 for part in link.parts}
 
@@ -52,7 +57,7 @@ def stop_at(step):
 def test_the_last_link_is_the_end_state_and_the_loss_falls(data, tmp_path):
     spec = tiny_spec(epochs=12, augment="none")
     link = run(data, tmp_path / "run", spec, runtime=TrainRuntime(device="cpu", log_steps=1))
-    losses = [record["loss"] for record in link.state["curve"]]
+    losses = [record["loss"] for record in curve(tmp_path / "run", spec)]
     assert link.number == link.state["step"] == len(losses) == 6 * NUM_STEPS
     assert link.state["epoch"] == 12
     assert sum(losses[-7:]) < sum(losses[:7]) - 14
@@ -62,13 +67,13 @@ def test_the_last_link_is_the_end_state_and_the_loss_falls(data, tmp_path):
 
 def test_reports_and_curve_say_the_same(data, tmp_path):
     events = []
-    link = run(data, tmp_path / "run", report=lambda event, values: events.append((event, dict(values))))
+    run(data, tmp_path / "run", report=lambda event, values: events.append((event, dict(values))))
     assert events[0] == (
         "train_start",
         {"first_step": 0, "num_steps": NUM_STEPS, "num_rows": NUM_USABLE, "classes_without_rows": 0},
     )
     steps = [values for event, values in events if event == "train_step"]
-    assert steps == link.state["curve"]
+    assert steps == curve(tmp_path / "run")
     assert [record["step"] for record in steps] == [2, 4, 6, 8, 10, 12, 14]
     assert all(record["sampled_share"] == 0.5 and record["center_norm"] > 0 for record in steps)
     # an epoch is over after step 7; every class has a row
@@ -85,8 +90,16 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(data, tmp_path,
         run(data, tmp_path / "stopped", spec, report=stop_at(stopped_at))
     resumed = run(data, tmp_path / "stopped", spec)
     assert digests(resumed) == digests(undisturbed)
-    assert [r["step"] for r in resumed.state["curve"]] == [r["step"] for r in undisturbed.state["curve"]]
-    assert [r["loss"] for r in resumed.state["curve"]] == [r["loss"] for r in undisturbed.state["curve"]]
+    resumed_curve, undisturbed_curve = (curve(tmp_path / name, spec) for name in ("stopped", "undisturbed"))
+    assert [r["step"] for r in resumed_curve] == [r["step"] for r in undisturbed_curve]
+    assert [r["loss"] for r in resumed_curve] == [r["loss"] for r in undisturbed_curve]
+
+
+def test_a_link_holds_only_what_was_logged_since_the_one_before(data, tmp_path):
+    runtime = RUNTIME.model_copy(update={"log_steps": 2, "checkpoint_steps": 6})
+    run(data, tmp_path / "run", runtime=runtime)
+    links = tiny_chain(tmp_path / "run", tiny_spec()).links()
+    assert [[record["step"] for record in link.state["curve"]] for link in links] == [[2, 4, 6], [8, 10, 12], [14]]
 
 
 def test_the_checkpoint_interval_changes_no_byte(data, tmp_path):
@@ -144,7 +157,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_the_whole_batch(data, 
     # the last checkpoint is of the steps before, and finite
     newest = tiny_chain(root, spec).newest()
     assert newest.number == saved["step"]
-    assert all(math.isfinite(value) for record in newest.state["curve"] for value in record.values())
+    assert all(math.isfinite(value) for record in curve(root, spec) for value in record.values())
 
 
 def test_softmax_needs_one_positive(data, tmp_path):
