@@ -23,6 +23,7 @@ from mlcd_core.specs import (
     StageSpec,
     TrainSpec,
     check_head_spec,
+    check_sharding,
 )
 
 ENVIRONMENT_PREFIX = "MLCD_"
@@ -107,6 +108,7 @@ class Config(BaseModel):
                 f"train.accumulation={train.accumulation} must divide the {rank_rows} rows of a rank "
                 f"(train.batch_size={train.batch_size} over train.workers={train.workers}); change one of them"
             )
+        check_sharding(sharded=train.shard_tower, compiled=train.compile)
         for kind in ("", "center_"):
             rate, decay = getattr(train, f"{kind}learning_rate"), getattr(train, f"{kind}weight_decay")
             if rate * decay >= 1:

@@ -138,6 +138,15 @@ def check_head_spec(spec: HeadSpec, *, num_positive: int) -> None:
         )
 
 
+def check_sharding(*, sharded: bool, compiled: bool) -> None:
+    """Raise ConfigError for a tower that is both split over the ranks and compiled."""
+    if sharded and compiled:
+        raise ConfigError(
+            "train.shard_tower=true and train.compile=true; expected one of them, since what FSDP does at each block "
+            "would cut the compiled tower to pieces: set train.compile=false"
+        )
+
+
 class TrainSpec(HeadSpec):
     """One training run of a tower against the cluster labels."""
 

@@ -83,11 +83,12 @@ def _pictures(manifest: Manifest) -> list[str]:
 
 def _train_rows(manifest: Manifest) -> list[tuple[str, str]]:
     """Who trained, and the watches of the last record."""
-    notes, last = manifest.provenance, manifest.metrics["curve"][-1]
-    worlds = ", ".join(map(str, notes["world_sizes"]))
     return [
-        ("workers of each attempt", f"{worlds} on {notes['device']}"),
-        *((f"last {name}", f"{value:,.6g}") for name, value in last.items()),
+        *(
+            (f"workers to step {ran['to_step']:,}", f"{ran['world_size']} on {ran['device']}, {ran['threads']} threads")
+            for ran in manifest.provenance["ran_on"]
+        ),
+        *((f"last {name}", f"{value:,.6g}") for name, value in manifest.metrics["curve"][-1].items()),
     ]
 
 

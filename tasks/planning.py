@@ -15,6 +15,7 @@ from mlcd_core.store import Chain, LocalFiles, Manifest, StageFolder
 from tasks.pin import Pinned, resolve_pins
 from tasks.run import Request, Run, open_run, read_settings
 from tasks.run_record import RunRecord
+from tasks.train import check_train
 from tasks.work import UPSTREAM, stage_work
 
 PAPER = "paper"
@@ -31,6 +32,7 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
     if request.data:
         run = open_run(request)
         pinned = resolve_pins(run)
+        check_train(run)
         num_rows = num_rows or sum(shard.rows for shard in run.shards)
         return {"stages": plan_stages(run, pinned), "estimate": _estimate(run.config, num_rows, pinned.get("cluster"))}
     if request.pin:

@@ -13,8 +13,9 @@ from pathlib import Path
 from mlcd_core.errors import ConfigError
 from mlcd_core.events import Report, Value
 from mlcd_core.identity import fingerprint, short, spec_fingerprint
+from mlcd_core.images.embedder import embedding_dim
 from mlcd_core.runtimes import TrainRuntime
-from mlcd_core.specs import TrainSpec
+from mlcd_core.specs import EmbedSpec, TrainSpec
 from tasks.progress import forwarded_events
 from tasks.run import Run
 from tasks.train_attempts import Device, pick_train_device, run_attempts
@@ -41,7 +42,7 @@ def train_work(run: Run, committed: Committed) -> StageWork:
     def make(job: Job) -> Made:
         import ray
 
-        from mlcd_core.train import whole_curve
+        from mlcd_core.train import ran_on, whole_curve
 
         beginning = start_parts(run, start, label) if start else None
         job.session.start()
@@ -57,12 +58,12 @@ def train_work(run: Run, committed: Committed) -> StageWork:
             centroids=cluster.parts[0] if "cluster" in inputs else None,
             start=beginning,
         )
-        worlds = train_on_workers(train_job, device, log_folder(run, spec), job.report)
+        train_on_workers(train_job, device, log_folder(run, spec), job.report)
         chain = links.open()
         last = chain.newest()
         assert last is not None, "training ended without a checkpoint"
-        notes = {"device": device, "world_sizes": worlds}
-        return Made([last], metrics={"curve": whole_curve(chain, last)}, notes=notes)
+        metrics, notes = {"curve": whole_curve(chain, last)}, {"ran_on": ran_on(chain, last)}
+        return Made([last], metrics=metrics, notes=notes)
 
     work = StageWork(
         spec=spec,
@@ -75,9 +76,25 @@ def train_work(run: Run, committed: Committed) -> StageWork:
 
 
 def check_train(run: Run) -> None:
-    """Raise ConfigError for settings of train that can be known to be wrong before the stages above have run."""
+    """Raise ConfigError or TrainingError for settings of train that are wrong, before the stages above have run."""
+    _, runtime = settings(run, "train")
+    assert isinstance(runtime, TrainRuntime)
     spec, _ = start_of(run)
     log_folder(run, spec)
+    takes_centroids = spec.center_init == "centroids" and "cluster" not in run.request.pin
+    # the default tower fits all that it can be asked, and torch takes seconds to load
+    if spec.tower != TrainSpec.model_fields["tower"].default or takes_centroids:
+        from mlcd_core.train import check_tower
+
+        embed = run.config.embed
+        dim = embedding_dim(_embed_spec(run), embed.pretrained) if takes_centroids else None
+        check_tower(spec, runtime, centroid_dim=dim)
+
+
+def _embed_spec(run: Run) -> EmbedSpec:
+    spec, _ = settings(run, "embed")
+    assert isinstance(spec, EmbedSpec)
+    return spec
 
 
 def log_folder(run: Run, spec: TrainSpec) -> Path:
@@ -90,11 +107,8 @@ def log_folder(run: Run, spec: TrainSpec) -> Path:
     return (Path(given) if given else Path(run.files.root) / "logs") / "train" / short(spec_fingerprint(spec))
 
 
-def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) -> list[int]:
-    """Train to the end, through lost workers, and return the world size of each attempt.
-
-    SIGTERM makes the workers save and ends the run.
-    """
+def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) -> None:
+    """Train to the end, through lost workers. SIGTERM makes the workers save and ends the run."""
     import ray
 
     from mlcd_core.train.head.blocks import ClassBlocks
@@ -114,7 +128,7 @@ def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) 
         remote = stack.enter_context(forwarded_events(heard))
         ask = remote.board.ask_stop.remote
         stack.enter_context(saving_at_sigterm(lambda: ray.get(ask()), can_save=started.is_set))
-        return run_attempts(
+        run_attempts(
             train_worker,
             {"job": job, "report": remote},
             spec=spec,
@@ -138,7 +152,8 @@ def _beginning(spec: TrainSpec, inputs: Mapping[str, str]) -> str:
         said.append(f"begins with the weights of train {short(inputs['start'])}")
     if "cluster" in inputs:
         through = " through their PCA" if spec.center_init == "centroids_pca" else ""
-        said.append(f"centers begin as the centroids of cluster {short(inputs['cluster'])}{through}")
+        if_new = ", if its classes are other ones" if "start" in inputs else ""
+        said.append(f"centers begin as the centroids of cluster {short(inputs['cluster'])}{through}{if_new}")
     return "; ".join(said)
 
 

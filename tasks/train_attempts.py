@@ -5,6 +5,7 @@ again and wait for ever for those that no longer fit. Checkpoints do not know th
 that divides the lanes can go on. An error of the loop itself is never tried again: it would come again.
 """
 
+import itertools
 import signal
 import tempfile
 import threading
@@ -34,28 +35,27 @@ def run_attempts(
     device: Device,
     num_blocks: int,
     report: Report,
-) -> list[int]:
-    """Run ``worker(config)`` on the ranks until it returns; the world size of each attempt, in order.
+) -> None:
+    """Run ``worker(config)`` on the ranks until it returns.
 
-    Reports ``train_attempt`` before each. Raises WorkerLostError after ``runtime.retries`` new starts, or when not even
-    one worker fits.
+    Reports ``train_attempt`` before each. Raises WorkerLostError after ``runtime.retries`` new starts, or when no
+    number of workers fits.
     """
     import ray
     from ray.train import TrainingFailedError
 
-    worlds: list[int] = []
     why = ""
-    while True:
+    for attempt in itertools.count(1):
         slots = worker_slots(ray.cluster_resources(), device)
         world = fitting_world(spec, workers=runtime.workers, slots=slots, num_blocks=num_blocks)
         if world is None:
             raise WorkerLostError(
-                f"training has no place left for a worker: Ray offers {slots} of {device}, expected 1 or more; "
+                f"training cannot go on with {slots} of {runtime.workers} {device} workers; expected a number of them "
+                f"that divides train.lanes={spec.lanes}, whose rows train.accumulation={spec.accumulation} divides; "
                 f"{'lost before: ' + why + '; ' if why else ''}"
                 "saved links are kept: run again when there are machines"
             )
-        worlds.append(world)
-        report("train_attempt", {"attempt": len(worlds), "world_size": world, "device": device, "after": why})
+        report("train_attempt", {"attempt": attempt, "world_size": world, "device": device, "after": why})
         try:
             _fit(worker, config, world=world, device=device)
         except TrainingFailedError as error:
@@ -63,13 +63,13 @@ def run_attempts(
             if reason is None:
                 raise
             why = reason
-            if len(worlds) > runtime.retries:
+            if attempt > runtime.retries:
                 raise WorkerLostError(
-                    f"training lost workers {len(worlds)} times, the last time {reason}; expected at most "
+                    f"training lost workers {attempt} times, the last time {reason}; expected at most "
                     f"train.retries={runtime.retries}; saved links are kept: mend that and run again"
                 ) from error
         else:
-            return worlds
+            return
 
 
 def pick_train_device(wanted: str, resources: Mapping[str, float]) -> Device:

@@ -1,15 +1,15 @@
 """A stage that advances in links: cluster (iterations, and what one has summed so far) and train (checkpoints).
 
-Each link is a unit with a number; the newest valid one of the same input and attempt is where work resumes. The end
+Each link is a unit with a number; the newest whole one of the same input and attempt is where work resumes. The end
 state is always a link, and the manifest names only that. Data of links older than the newest two is dropped; their
-receipts stay as the record of what happened.
+receipts stay as the record of what happened. A link whose data was lost is made again as a unit is: its next attempt.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlcd_core.identity import fingerprint
-from mlcd_core.store.folder import StageFolder, UnitTask
+from mlcd_core.store.folder import StageFolder, UnitTask, are_whole
 from mlcd_core.store.records import Part, Receipt, decode_receipt, read_part
 
 KEPT_LINKS = 2
@@ -27,14 +27,11 @@ class Chain:
 
     def newest(self) -> Receipt | None:
         """The link with the highest number whose parts are all there, or None: start from the beginning."""
-        sizes = self._sizes()
-        for link in reversed(self._links(sizes)):
-            if all(sizes.get(part.path) == part.bytes for part in link.parts):
-                return link
-        return None
+        whole = self._whole_links(self._sizes())
+        return whole[-1] if whole else None
 
     def links(self) -> list[Receipt]:
-        """All links, by number; the data of old ones is gone."""
+        """All links, by number; the data of old ones is gone, and one that was made again is there twice."""
         return self._links(self._sizes())
 
     def put(
@@ -46,11 +43,14 @@ class Chain:
     def append(self, number: int, parts: Sequence[Part], state: Mapping[str, Any]) -> Receipt:
         """Commit link ``number`` and drop the data of links older than the newest two.
 
-        A part may be one that an older link names too. Returns the link that stands: another writer's, if it was first;
-        the caller goes on from that one.
+        A part may be one that an older link names too. Returns the link that stands: another writer's, if it was first
+        and its data is there; the caller goes on from that one.
         """
         assert 0 <= number <= self.last_number, f"link {number} of a chain that ends at {self.last_number}"
-        link = self.folder.commit(UnitTask(number, self._unit(number), self.attempt), parts, number=number, state=state)
+        unit = self._unit(number)
+        link, attempt = self.folder.standing(unit, 1, self._sizes())
+        if link is None:
+            link = self.folder.commit(UnitTask(number, unit, attempt), parts, number=number, state=state)
         self._drop_old_data()
         return link
 
@@ -59,14 +59,18 @@ class Chain:
         return read_part(self.folder.files, part)
 
     def _unit(self, number: int) -> str:
-        return fingerprint([self.input, number])
+        return fingerprint([self.input, self.attempt, number])
 
     def _sizes(self) -> dict[str, int]:
         return {info.path: info.bytes for info in self.folder.files.list(self.folder.prefix)}
 
     def _links(self, paths: Iterable[str]) -> list[Receipt]:
         """The links of this chain whose receipts are among these paths, by number."""
-        return sorted((link for link in self._receipts(paths) if self._is_own(link)), key=lambda link: link.number)
+        own = (link for link in self._receipts(paths) if self._is_own(link))
+        return sorted(own, key=lambda link: (link.number, link.attempt))
+
+    def _whole_links(self, sizes: Mapping[str, int]) -> list[Receipt]:
+        return [link for link in self._links(sizes) if are_whole(link.parts, sizes)]
 
     def _receipts(self, paths: Iterable[str]) -> list[Receipt]:
         """All links of the folder, of this chain and others.
@@ -83,15 +87,16 @@ class Chain:
         return self._read[path]
 
     def _is_own(self, link: Receipt) -> bool:
-        return link.attempt == self.attempt and link.unit == self._unit(link.number)
+        return link.unit == self._unit(link.number)
 
     def _drop_old_data(self) -> None:
         sizes = self._sizes()
-        links = self._links(sizes)
+        newest = {link.number for link in self._whole_links(sizes)[-KEPT_LINKS:]}
+        old: set[str] = set()
+        kept: set[str] = set()
+        for link in self._receipts(sizes):
+            is_old = self._is_own(link) and link.number not in newest
+            (old if is_old else kept).update(part.path for part in link.parts)
         # equal content is one file, which a link of other input may name too
-        kept_links = [*links[-KEPT_LINKS:], *(link for link in self._receipts(sizes) if not self._is_own(link))]
-        kept = {part.path for link in kept_links for part in link.parts}
-        for link in links[:-KEPT_LINKS]:
-            for part in link.parts:
-                if part.path in sizes and part.path not in kept:
-                    self.folder.files.delete(part.path)
+        for path in (old - kept) & sizes.keys():
+            self.folder.files.delete(path)

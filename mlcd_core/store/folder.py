@@ -92,7 +92,7 @@ class StageFolder:
         # a manifest of 40,000 parts takes a second to read: those of other inputs only when they are needed
         own = [m for m in self._manifests(sizes, short(input_digest)) if m.input == input_digest]
         attempt = max((m.attempt for m in own), default=0) + 1
-        whole = [m for m in own if _are_whole(m.parts, sizes)]
+        whole = [m for m in own if are_whole(m.parts, sizes)]
         if whole:
             newest = max(whole, key=lambda m: m.attempt)
             return StagePlan(newest, frozenset(), (), newest.attempt)
@@ -103,7 +103,7 @@ class StageFolder:
         """The receipts of all units, in order; raises StageFailedError when one is not done."""
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         sealed = _sealed_units(self._manifests(sizes))
-        newest = {unit: self._newest_receipt(unit, _attempt(sealed, unit), sizes)[0] for unit in units}
+        newest = {unit: self.standing(unit, _attempt(sealed, unit), sizes)[0] for unit in units}
         found = [receipt for unit in units if (receipt := newest[unit]) is not None]
         if len(found) < len(units):
             raise StageFailedError(
@@ -211,6 +211,19 @@ class StageFolder:
             raise CorruptRecordError(f"{self.files.uri(path)} is the receipt of unit {receipt.unit}, expected {unit}")
         return receipt
 
+    def standing(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> tuple[Receipt | None, int]:
+        """The receipt of the first attempt from ``attempt`` on whose parts are whole, else the first one not taken.
+
+        sizes: path -> bytes of a listing of the folder.
+        """
+        while self.receipt_path(unit, attempt) in sizes:
+            receipt = self.read_receipt(unit, attempt)
+            assert receipt is not None
+            if are_whole(receipt.parts, sizes):
+                return receipt, attempt
+            attempt += 1
+        return None, attempt
+
     def _manifests(self, sizes: Mapping[str, int], input12: str = "") -> list[Manifest]:
         found = []
         for path in sizes:
@@ -227,25 +240,15 @@ class StageFolder:
         for index, unit in enumerate(units):
             attempt = _attempt(sealed, unit)
             # a sealed manifest repeats the parts of its receipts, so 40,000 of them need not be read
-            if self.receipt_path(unit, attempt) in sizes and unit in sealed and _are_whole(sealed[unit][1], sizes):
+            if self.receipt_path(unit, attempt) in sizes and unit in sealed and are_whole(sealed[unit][1], sizes):
                 done.add(unit)
                 continue
-            receipt, next_attempt = self._newest_receipt(unit, attempt, sizes)
+            receipt, next_attempt = self.standing(unit, attempt, sizes)
             if receipt is not None:
                 done.add(unit)
             else:
                 pending.append(UnitTask(index, unit, next_attempt))
         return frozenset(done), tuple(pending)
-
-    def _newest_receipt(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> tuple[Receipt | None, int]:
-        """The first attempt from ``attempt`` on whose parts are whole, else the first attempt not yet taken."""
-        while self.receipt_path(unit, attempt) in sizes:
-            receipt = self.read_receipt(unit, attempt)
-            assert receipt is not None
-            if _are_whole(receipt.parts, sizes):
-                return receipt, attempt
-            attempt += 1
-        return None, attempt
 
 
 def _sealed_units(manifests: Sequence[Manifest]) -> dict[str, tuple[int, tuple[Part, ...]]]:
@@ -265,5 +268,6 @@ def _attempt(sealed: Mapping[str, tuple[int, tuple[Part, ...]]], unit: str) -> i
     return sealed[unit][0] if unit in sealed else 1
 
 
-def _are_whole(parts: Sequence[Part], sizes: Mapping[str, int]) -> bool:
+def are_whole(parts: Sequence[Part], sizes: Mapping[str, int]) -> bool:
+    """Whether a listing, path -> bytes, has all of these parts with the bytes they had."""
     return all(sizes.get(part.path) == part.bytes for part in parts)

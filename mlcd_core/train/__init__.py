@@ -1,9 +1,21 @@
 """Training: towers against cluster labels with a sharded head; the loop, its data, its checkpoints."""
 
-from mlcd_core.train.checkpoint import load_tower, tower_part_name, whole_curve
+from mlcd_core.train.checkpoint import load_tower, ran_on, tower_part_name, whole_curve
+from mlcd_core.train.checks import check_tower
 from mlcd_core.train.labels import TrainData
 from mlcd_core.train.loop import train
 from mlcd_core.train.model import Tower, build_tower
 from mlcd_core.train.start import Start
 
-__all__ = ["Start", "Tower", "TrainData", "build_tower", "load_tower", "tower_part_name", "train", "whole_curve"]
+__all__ = [
+    "Start",
+    "Tower",
+    "TrainData",
+    "build_tower",
+    "check_tower",
+    "load_tower",
+    "ran_on",
+    "tower_part_name",
+    "train",
+    "whole_curve",
+]

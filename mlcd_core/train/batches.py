@@ -34,7 +34,10 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented uint8 pixels, class ids, global row numbers and keys; padding has labels -1, row -1 and no key."""
+    """Augmented uint8 pixels, class ids, global row numbers and keys.
+
+    Padding has labels -1, row -1, no key, and pixels of other rows.
+    """
 
     pixels_BCHW: Tensor
     positives_BL: Tensor
@@ -65,6 +68,7 @@ class _LoadedGroup:
 class BatchReader:
     """Serves one rank's part of every global batch; use it as a context manager, it owns threads.
 
+    ``rows_per_class``: how many usable rows have each class among their positives [C].
     Reads all label files once to count usable rows. Raises DataError for fewer usable rows than lanes, and for a
     labelled image that does not decode; LabelDataError for labels that do not fit; ConfigError or TrainingError for
     lanes that do not.
@@ -79,6 +83,7 @@ class BatchReader:
         self._first_row_of_shard = [0, *accumulate(shard.rows for shard in data.shards)]
         self._reader = lru_cache(OPEN_SHARDS)(self._open_shard)
         self._labels = lru_cache(OPEN_SHARDS)(self._read_labels)
+        self.rows_per_class = np.zeros(num_classes, np.int64)
         self._groups = [group for shard in range(len(data.shards)) for group in self._survey(shard)]
         usable_G = np.array([group.num_usable for group in self._groups], dtype=np.int64)
         self.lanes = Lanes(usable_G, spec.lanes, spec.batch_size, spec.seed)
@@ -136,20 +141,17 @@ class BatchReader:
                 keys[slot], images[slot] = loaded.keys[position], loaded.images[position] or b""
         filled = np.flatnonzero(rows_B != NO_ROW)
         pixels_BCHW[filled] = self._decode([images[slot] for slot in filled], [keys[slot] for slot in filled])
+        if len(filled):
+            # padding counts for nothing but the statistics of BatchNorm: these are of images too
+            pixels_BCHW[rows_B == NO_ROW] = pixels_BCHW[np.resize(filled, batch_rows - len(filled))]
         rows = torch.from_numpy(rows_B)
         pixels = augmented(torch.from_numpy(pixels_BCHW), rows, kind=spec.augment, seed=spec.seed, epoch=epoch)
         return Batch(pixels, torch.from_numpy(positives_BL), rows, tuple(keys))
 
-    def rows_per_class(self) -> np.ndarray:
-        """How many usable rows have each class among their positives; reads all label files."""
-        counts_C = np.zeros(self._num_classes, np.int64)
-        for shard in range(len(self._data.shards)):
-            positives_NL = self._labels(shard).positives_NL
-            counts_C += np.bincount(positives_NL[positives_NL >= 0], minlength=self._num_classes)
-        return counts_C
-
     def _survey(self, shard: int) -> list[_Group]:
-        usable_N = self._labels(shard).usable_N
+        labels = self._labels(shard)
+        np.add.at(self.rows_per_class, labels.positives_NL[labels.positives_NL >= 0], 1)
+        usable_N = labels.usable_N
         if not usable_N.any():
             return []  # an unreadable shard is not opened
         groups, first_row = [], 0

@@ -46,11 +46,7 @@ def initial_centers(
             f"{key} got {num_centroids:,} centroids for {num_classes:,} classes; expected those that the labels were "
             "made with: run the label stage again, or set it to normal"
         )
-    if spec.center_init == "centroids" and centroid_dim != dim:
-        raise ConfigError(
-            f"{key}, and train.tower={spec.tower} gives {dim} dims while the centroids have {centroid_dim}; "
-            "set train.center_init=centroids_pca or normal"
-        )
+    check_centroid_dim(spec, centroid_dim=centroid_dim, dim=dim)
     map_ED = None if spec.center_init == "centroids" else principal_map(centroids_KE, dim)
 
     def centers(classes: range) -> Tensor:
@@ -67,6 +63,15 @@ def initial_centers(
         return scaled_CD
 
     return centers
+
+
+def check_centroid_dim(spec: TrainSpec, *, centroid_dim: int, dim: int) -> None:
+    """Raise ConfigError where centroids shall be taken as they are and do not have the tower's dims."""
+    if spec.center_init == "centroids" and centroid_dim != dim:
+        raise ConfigError(
+            f"train.center_init=centroids, and train.tower={spec.tower} gives {dim} dims while the centroids have "
+            f"{centroid_dim}; set train.center_init=centroids_pca or normal"
+        )
 
 
 def principal_map(centroids_KE: np.ndarray, dim: int) -> Tensor:

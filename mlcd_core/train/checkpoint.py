@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -46,7 +47,8 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, records: list
             chain.put(STATE_PART, ".json", canonical_json(_state(trainee, step=step, epoch=epoch)).encode()),
         ]
     parts = sorted((part for rank_parts in ranks.gathered(own) for part in rank_parts), key=lambda part: part.name)
-    state = {"step": step, "epoch": epoch, "world_size": ranks.size, "curve": records}
+    where = {"world_size": ranks.size, "threads": torch.get_num_threads(), "device": head.device.type}
+    state = {"step": step, "epoch": epoch, "ran_on": where, "curve": records}
     link: Receipt = ranks.from_first(chain.append(step, parts, state) if ranks.rank == 0 else None)
     if list(link.parts) != parts:
         load(trainee, chain, link)
@@ -55,9 +57,23 @@ def save(trainee: Trainee, chain: Chain, *, step: int, epoch: int, records: list
 
 def whole_curve(chain: Chain, last: Receipt) -> list[dict[str, float]]:
     """What was logged up to ``last``, by step: each link holds a piece, and the latest of equal steps counts."""
-    links = (link for link in chain.links() if link.number <= last.number)
-    by_step = {record["step"]: record for link in links for record in link.state["curve"]}
+    by_step = {record["step"]: record for link in _links_to(chain, last) for record in link.state["curve"]}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def ran_on(chain: Chain, last: Receipt) -> list[dict[str, Any]]:
+    """Where the steps up to ``last`` were computed, which can show in the last bits of the weights.
+
+    One entry as long as nothing changes: ``world_size``, ``threads`` of each rank, ``device``, and ``to_step``.
+    """
+    pieces: list[dict[str, Any]] = []
+    for link in _links_to(chain, last):
+        where = link.state["ran_on"]
+        if pieces and all(pieces[-1][name] == value for name, value in where.items()):
+            pieces[-1]["to_step"] = link.number
+        else:
+            pieces.append({**where, "to_step": link.number})
+    return pieces
 
 
 def load(trainee: Trainee, chain: Chain, link: Receipt) -> None:
@@ -119,6 +135,10 @@ def part_bytes(read: Callable[[Part], bytes], parts: Mapping[str, Part], name: s
             "delete that link's receipt and run again: training goes on from the link before"
         )
     return read(parts[name])
+
+
+def _links_to(chain: Chain, last: Receipt) -> list[Receipt]:
+    return [link for link in chain.links() if link.number <= last.number]
 
 
 def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:

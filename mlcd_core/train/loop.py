@@ -126,7 +126,7 @@ def _start_record(reader: BatchReader, first_step: int, num_steps: int) -> dict[
         "first_step": first_step,
         "num_steps": num_steps,
         "num_rows": reader.lanes.num_rows,
-        "classes_without_rows": int((reader.rows_per_class() == 0).sum()),
+        "classes_without_rows": int((reader.rows_per_class == 0).sum()),
     }
 
 

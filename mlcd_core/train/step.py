@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlcd_core.errors import ConfigError, TrainingError
-from mlcd_core.specs import TrainSpec
+from mlcd_core.errors import TrainingError
+from mlcd_core.specs import TrainSpec, check_sharding
 from mlcd_core.train.average import TowerAverage
 from mlcd_core.train.batches import Batch
 from mlcd_core.train.center_init import initial_centers
@@ -76,11 +76,7 @@ def new_trainee(
     Raises TrainingError for ranks and ``train.accumulation`` that do not fit the batch or the tower, ConfigError for
     settings that exclude each other.
     """
-    if sharded and spec.compile:
-        raise ConfigError(
-            "train.shard_tower=true and train.compile=true; expected one of them, since what FSDP does at each block "
-            "would cut the compiled tower to pieces: set train.compile=false"
-        )
+    check_sharding(sharded=sharded, compiled=spec.compile)
     betas = (spec.beta1, spec.beta2)
     tower = build_tower(spec.tower, image_size=spec.image_size, seed=spec.seed).to(dtype=dtype)
     if recompute_activations:

@@ -106,8 +106,10 @@ def test_a_worker_that_is_killed_after_that_is_replaced_and_the_bytes_are_those_
         assert len(workers) == 2
         random.choice(workers).send_signal(signal.SIGKILL)
         said, _ = process.communicate(timeout=300)
-    assert (process.returncode, said.splitlines()[-1]) == (0, "[2, 2]")  # Ray prints there that a worker died
-    assert "exit" in records(folder, "train_attempt")[-1]["after"]
+    assert (process.returncode, said.splitlines()[-1]) == (0, "[2]")  # Ray prints there that a worker died
+    last_attempt = records(folder, "train_attempt")[-1]
+    assert (last_attempt["attempt"], last_attempt["world_size"]) == (2, 2)
+    assert "exit" in last_attempt["after"]
     first, second = (record["first_step"] for record in records(folder, "train_start")[1:])
     assert first == stopped_at
     assert second > stopped_at

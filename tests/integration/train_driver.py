@@ -7,6 +7,7 @@ from mlcd_core.events import silent
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import LabelSpec
 from mlcd_core.store import LocalFiles, StageFolder
+from mlcd_core.train import ran_on
 from tasks.ray_session import RaySession
 from tasks.train import train_on_workers
 from tasks.train_worker import TrainJob
@@ -39,13 +40,16 @@ def tiny_job(folder: Path, *, checkpoint_steps: int, workers: int = 2) -> TrainJ
 
 
 def main(folder: Path, checkpoint_steps: int) -> None:
-    """Train to the end, and print the world size of each attempt."""
+    """Train to the end, and print the world sizes it went through."""
     job = tiny_job(folder, checkpoint_steps=checkpoint_steps)
     job.links.open().folder.open()
     with RaySession(most_workers=2) as session:
         session.start()
-        worlds = train_on_workers(job, "cpu", folder / "logs", silent)
-    sys.stdout.write(f"{worlds}\n")
+        train_on_workers(job, "cpu", folder / "logs", silent)
+    chain = job.links.open()
+    last = chain.newest()
+    assert last is not None
+    sys.stdout.write(f"{[ran['world_size'] for ran in ran_on(chain, last)]}\n")
 
 
 if __name__ == "__main__":

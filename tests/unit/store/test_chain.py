@@ -99,6 +99,23 @@ def test_link_with_lost_data_is_passed_over(tmp_path: Path) -> None:
     assert before.number == 1
 
 
+def test_link_with_lost_data_is_made_again_as_another_attempt(tmp_path: Path) -> None:
+    lost = chain(tmp_path)
+    for number in (1, 2):
+        add(lost, number)
+    for file in (tmp_path / lost.folder.prefix / "data").iterdir():
+        file.unlink()
+    # what is made now differs, as it does on another number of workers
+    again = chain(tmp_path)
+    assert again.newest() is None
+    for number in (1, 2, 3):
+        link = again.append(number, [again.put("state", ".bin", f"again {number}".encode())], {})
+        newest = chain(tmp_path).newest()
+        assert newest == link, "a link made again is not dropped for lost ones with higher numbers"
+        assert again.read(link.parts[0]) == f"again {number}".encode()
+    assert [link.number for link in again.links()] == [1, 1, 2, 2, 3]
+
+
 def test_other_inputs_and_attempts_do_not_see_each_other(tmp_path: Path) -> None:
     add(chain(tmp_path), 5)
     assert chain(tmp_path, attempt=2).newest() is None

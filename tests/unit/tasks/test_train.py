@@ -7,15 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlcd_core.errors import ConfigError
+from mlcd_core.errors import ConfigError, TrainingError
 from mlcd_core.identity import sha256_hex
 from mlcd_core.specs import ClusterSpec, LabelSpec, StageSpec, TrainSpec
 from mlcd_core.store import LocalFiles, Manifest, StageFolder, UnitTask
 from tasks.artifacts import stage_markdown
+from tasks.planning import plan_run
 from tasks.ray_session import RaySession
 from tasks.run import Request, Run, open_run
 from tasks.stage import run_stages
-from tasks.train import log_folder
+from tasks.train import check_train, log_folder
 from tasks.train_start import start_of, start_parts
 from tasks.work import stage_work
 
@@ -28,7 +29,8 @@ def commit(
     folder.open()
     part = folder.put("part", ".bin", content, rows=90, usable=90)
     receipt = folder.commit(UnitTask(0, sha256_hex(content), 1), [part])
-    notes = {"device": "cpu", "world_sizes": [2, 1]}
+    ran_on = {"device": "cpu", "threads": 1}
+    notes = {"ran_on": [{**ran_on, "world_size": 2, "to_step": 40}, {**ran_on, "world_size": 1, "to_step": 90}]}
     return folder.seal(inputs or {"data": "d" * 64}, [receipt], attempt=1, metrics=metrics, notes=notes)
 
 
@@ -83,6 +85,36 @@ def test_an_unknown_start_is_refused_before_any_stage_runs(upstream: dict[str, M
     assert not (tmp_path / "root" / "embed").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tower": "conv-tinny"}, "did you mean conv-tiny"),
+        ({"tower": "timm:resnet18"}, "has BatchNorm and got 2 ranks"),
+        ({"tower": "timm:resnet18", "workers": 1, "accumulation": 2}, r"train\.accumulation=2"),
+        (
+            {"tower": "open_clip:RN50", "image_size": 64, "workers": 1, "checkpoint_activations": True},
+            "cannot recompute",
+        ),
+        ({"center_init": "centroids"}, r"gives 64 dims while the centroids have \d+"),
+        ({"tower": "open_clip:ViT-B-32", "image_size": 64, "center_init": "centroids"}, "gives 512 dims"),
+    ],
+)
+def test_a_tower_that_does_not_fit_is_refused_by_run_and_plan_before_any_stage(
+    settings: dict[str, object], said: str, upstream: dict[str, Manifest], tmp_path: Path
+) -> None:
+    run = run_with(tmp_path, **settings)
+    with pytest.raises((ConfigError, TrainingError), match=said):
+        run_stages(run, ["embed", "train"], RaySession(most_workers=1))
+    with pytest.raises((ConfigError, TrainingError), match=said):
+        plan_run(run.request)
+    assert not (tmp_path / "root" / "embed").exists()
+
+
+def test_a_tower_that_fits_is_not_refused(upstream: dict[str, Manifest], tmp_path: Path) -> None:
+    check_train(run_with(tmp_path, tower="timm:resnet18", workers=1, center_init="centroids_pca"))
+    check_train(run_with(tmp_path, tower="open_clip:ViT-B-32", image_size=64, workers=2, checkpoint_activations=True))
+
+
 def test_classes_are_the_same_where_the_labels_come_from_one_clustering(
     upstream: dict[str, Manifest], tmp_path: Path
 ) -> None:
@@ -115,5 +147,6 @@ def test_artifact_shows_curves_watches_and_the_workers_of_each_attempt(tmp_path:
     shown = {"result": "ran", "units_run": 1, "seconds": 1, "uri": "here"}
     text = stage_markdown(shown, manifest)
     assert text.count("data:image/png;base64,") == 4
-    assert "| workers of each attempt | 2, 1 on cpu |" in text
+    assert "| workers to step 40 | 2 on cpu, 1 threads |" in text
+    assert "| workers to step 90 | 1 on cpu, 1 threads |" in text
     assert "| last effective_rank | 3 |" in text

@@ -31,6 +31,17 @@ def reader(data, rank=0, size=1, **changes):
     return BatchReader(data, tiny_spec(**changes), RankOf(rank, size), num_classes=NUM_CLASSES)
 
 
+def check_padding(batch):
+    """A padded slot has an image that the rank has read, unless it has none, and nothing else."""
+    is_padding_B = batch.rows_B < 0
+    images = {pixels.numpy().tobytes() for pixels in batch.pixels_BCHW[~is_padding_B]}
+    for key, labels, pixels in zip(batch.keys, batch.positives_BL, batch.pixels_BCHW, strict=True):
+        if not key:
+            assert labels.tolist() == [-1, -1, -1]
+            assert pixels.numpy().tobytes() in images if images else int(pixels.sum()) == 0
+    assert is_padding_B.tolist() == [not key for key in batch.keys]
+
+
 def all_batches(data, size, **changes):
     """step -> {global row: (key, labels, pixels)} over all ranks."""
     steps = {}
@@ -38,13 +49,13 @@ def all_batches(data, size, **changes):
         with reader(data, rank, size, **changes) as batches:
             num_steps = 2 * batches.lanes.steps_per_epoch
             for step, batch in enumerate(batches.batches(0, num_steps)):
+                if changes.get("augment") == "none":
+                    check_padding(batch)
                 for row, key, labels, pixels in zip(
                     batch.rows_B.tolist(), batch.keys, batch.positives_BL, batch.pixels_BCHW, strict=True
                 ):
                     if row >= 0:
                         steps.setdefault(step, {})[row] = (key, labels.tolist(), pixels.numpy().tobytes())
-                    else:
-                        assert (key, labels.tolist(), int(pixels.sum())) == ("", [-1, -1, -1], 0)
     return steps
 
 
@@ -52,6 +63,11 @@ def test_global_batches_are_the_same_at_any_world_size(data):
     alone = all_batches(data, 1)
     assert all_batches(data, 2) == alone
     assert all_batches(data, 4) == alone
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_padding_repeats_images_and_has_no_label(data, world_size):
+    all_batches(data, world_size, augment="none")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -152,4 +168,4 @@ def test_fewer_usable_rows_than_lanes_is_an_error(data):
 
 def test_classes_without_rows_are_counted(data):
     with reader(data) as batches:
-        assert batches.rows_per_class().sum() == 3 * NUM_USABLE
+        assert batches.rows_per_class.sum() == 3 * NUM_USABLE
