@@ -31,7 +31,7 @@ from mlcd_core.labels import label_table, labels_to_parquet_bytes
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import ClusterSpec, EmbedSpec, EvaluateSpec, TrainSpec
 from mlcd_core.store import Chain, LocalFiles, Receipt, StageFolder, content_digest
-from mlcd_core.train import Start, TrainData, tower_part_name, train, whole_curve
+from mlcd_core.train import Start, TrainData, tower_part_name, train
 from mlcd_core.train.encoder import TowerEmbedder
 from mlcd_core.train.watches import feature_watches
 
@@ -131,7 +131,7 @@ def run_arm(workshop: Workshop, arm: Arm) -> dict[str, float]:
         seed=arm.seed,
     )
     purity = {"purity": clusters["agreement"]["purity"], "chance_purity": clusters["chance"]["purity"]}
-    return {**scores, **purity, "seconds": _seconds(trained)}
+    return {**scores, **purity}
 
 
 def run_baselines(workshop: Workshop, seed: int) -> dict[str, dict[str, float]]:
@@ -227,10 +227,3 @@ def _evaluate_spec(workshop: Workshop, seed: int) -> EvaluateSpec:
 def _label_matrix(table: pa.Table) -> NDArray[np.int32]:
     labels_NL: NDArray[np.int32] = table["labels"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     return labels_NL
-
-
-def _seconds(trained: Trained) -> float:
-    """Of all steps, by the rates in the curve: also right for a run that was interrupted."""
-    curve = whole_curve(trained.chain, trained.link)
-    steps = np.diff([0, *(record["step"] for record in curve)])
-    return float(sum(steps * trained.spec.batch_size / np.array([record["images_per_s"] for record in curve])))

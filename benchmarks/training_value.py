@@ -118,7 +118,7 @@ def page(plan: Plan, workshop: Workshop, results: Results, processes: int) -> li
         "augmentation, not the scenes.",
         "The preset was chosen on scenes of this kind and no learning rate was tuned for any loss: levels are",
         "optimistic, differences between rows are what counts. Norm of the mean and effective rank are those of unit",
-        "test features. Seconds are those of the training loop.",
+        "test features.",
         "",
         "## Losses",
         "",
@@ -140,14 +140,14 @@ def page(plan: Plan, workshop: Workshop, results: Results, processes: int) -> li
 def loss_table(plan: Plan, results: Results) -> list[str]:
     """All losses at both lengths, and the rows without training."""
     lines = [
-        "| features | positives | epochs | probe mAP | kNN mAP | norm of mean | effective rank | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| features | positives | epochs | probe mAP | kNN mAP | norm of mean | effective rank |",
+        "|---|---|---|---|---|---|---|",
     ]
     for epochs in (plan.short, plan.long):
         for loss, positives in LOSSES.items():
             scores = results[f"{loss}-{epochs}"]
-            lines.append(f"| {loss} | {positives} | {epochs} | {cells(scores)} | {seconds(scores)} |")
-    return lines + [f"| {title} | | 0 | {cells(results[name])} | |" for name, title in BASELINES.items()]
+            lines.append(f"| {loss} | {positives} | {epochs} | {cells(scores)} |")
+    return lines + [f"| {title} | | 0 | {cells(results[name])} |" for name, title in BASELINES.items()]
 
 
 def difference(plan: Plan, results: Results, epochs: int) -> str:
@@ -168,10 +168,10 @@ def paper_section(plan: Plan, workshop: Workshop, results: Results) -> list[str]
     points = 100 * (mean(results[name], "map") - mean(results[f"mlcd-{plan.short}"], "map"))
     negatives = max(1, round(PAPER["negative_ratio"] * workshop.num_centroids))
     return [
-        "| mlcd | probe mAP | kNN mAP | norm of mean | effective rank | seconds |",
-        "|---|---|---|---|---|---|",
-        f"| s = 64, m = 0.3, r = 0.1 | {cells(results[name])} | {seconds(results[name])} |",
-        f"| preset | {cells(results[f'mlcd-{plan.short}'])} | {seconds(results[f'mlcd-{plan.short}'])} |",
+        "| mlcd | probe mAP | kNN mAP | norm of mean | effective rank |",
+        "|---|---|---|---|---|",
+        f"| s = 64, m = 0.3, r = 0.1 | {cells(results[name])} |",
+        f"| preset | {cells(results[f'mlcd-{plan.short}'])} |",
         "",
         f"The settings of the paper are for a million classes. Here r = 0.1 of {workshop.num_centroids} classes is "
         f"{negatives} negatives, and all three",
@@ -215,11 +215,6 @@ def cells(scores: list[Scores]) -> str:
     return " | ".join(
         spread([score[name] for score in scores], digits=1 if name == "effective_rank" else 3) for name in MEASURES
     )
-
-
-def seconds(scores: list[Scores]) -> str:
-    """Mean and range."""
-    return spread([score["seconds"] for score in scores], digits=0)
 
 
 def purity(scores: list[Scores]) -> str:
