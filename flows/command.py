@@ -136,12 +136,16 @@ def _run(options: argparse.Namespace) -> int:
     from tasks.pin import resolve_pins
     from tasks.rounds import check_rounds
     from tasks.run import open_run, selected_stages
+    from tasks.train import check_train
 
     request = _request(options)
     # what can be known to be wrong is said before a server is started
     selected = selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
     check_rounds(request, selected, options.rounds)
-    resolve_pins(open_run(request))
+    run = open_run(request)
+    resolve_pins(run)
+    if "train" in selected:
+        check_train(run)
 
     from prefect.client.schemas.objects import State
 

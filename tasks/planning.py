@@ -10,7 +10,7 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.estimate import PAPER_IMAGES, estimate_clustering
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.images.embedder import embedding_dim
-from mlcd_core.specs import STAGES, ClusterSpec, EmbedSpec, StageName
+from mlcd_core.specs import STAGES, ClusterSpec, StageName
 from mlcd_core.store import Chain, LocalFiles, Manifest, StageFolder
 from tasks.pin import Pinned, resolve_pins
 from tasks.run import Request, Run, open_run, read_settings
@@ -45,15 +45,13 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
 
 
 def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str, Any]:
-    spec = stage_spec(config, "embed")
-    assert isinstance(spec, EmbedSpec)
     cluster, cluster_spec = config.cluster, stage_spec(config, "cluster")
     assert isinstance(cluster_spec, ClusterSpec)
     num_centroids = pinned.manifest.parts[0].rows if pinned else cluster_spec.centroids_of(num_rows, "rows")
     return asdict(
         estimate_clustering(
             num_rows=num_rows,
-            dim=embedding_dim(spec, config.embed.pretrained),
+            dim=embedding_dim(config.embed, config.embed.pretrained),
             num_centroids=num_centroids,
             iterations=0 if pinned else cluster.iterations,
             num_labels=config.label.num_labels,

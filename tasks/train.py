@@ -15,7 +15,7 @@ from mlcd_core.events import Report, Value
 from mlcd_core.identity import fingerprint, short, spec_fingerprint
 from mlcd_core.images.embedder import embedding_dim
 from mlcd_core.runtimes import TrainRuntime
-from mlcd_core.specs import EmbedSpec, TrainSpec
+from mlcd_core.specs import TrainSpec
 from tasks.progress import forwarded_events
 from tasks.run import Run
 from tasks.train_attempts import Device, pick_train_device, run_attempts
@@ -87,14 +87,7 @@ def check_train(run: Run) -> None:
         from mlcd_core.train import check_tower
 
         embed = run.config.embed
-        dim = embedding_dim(_embed_spec(run), embed.pretrained) if takes_centroids else None
-        check_tower(spec, runtime, centroid_dim=dim)
-
-
-def _embed_spec(run: Run) -> EmbedSpec:
-    spec, _ = settings(run, "embed")
-    assert isinstance(spec, EmbedSpec)
-    return spec
+        check_tower(spec, runtime, centroid_dim=embedding_dim(embed, embed.pretrained) if takes_centroids else None)
 
 
 def log_folder(run: Run, spec: TrainSpec) -> Path:

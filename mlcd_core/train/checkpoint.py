@@ -138,7 +138,9 @@ def part_bytes(read: Callable[[Part], bytes], parts: Mapping[str, Part], name: s
 
 
 def _links_to(chain: Chain, last: Receipt) -> list[Receipt]:
-    return [link for link in chain.links() if link.number <= last.number]
+    # of a link that was made again, the later counts
+    by_number = {link.number: link for link in chain.links() if link.number <= last.number}
+    return list(by_number.values())
 
 
 def _put(chain: Chain, name: str, tensors: Mapping[str, Tensor]) -> Part:

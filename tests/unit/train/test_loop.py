@@ -12,7 +12,7 @@ import torch
 from mlcd_core.errors import ConfigError, CorruptRecordError, TrainingError, TrainingStopped
 from mlcd_core.events import silent
 from mlcd_core.runtimes import TrainRuntime
-from mlcd_core.train import build_tower, checkpoint, load_tower, tower_part_name, train, whole_curve
+from mlcd_core.train import build_tower, checkpoint, load_tower, ran_on, tower_part_name, train, whole_curve
 from mlcd_core.train.batches import BatchReader
 from mlcd_core.train.ranks import Ranks
 from mlcd_core.train.step import new_trainee
@@ -100,6 +100,22 @@ def test_a_link_holds_only_what_was_logged_since_the_one_before(data, tmp_path):
     run(data, tmp_path / "run", runtime=runtime)
     links = tiny_chain(tmp_path / "run", tiny_spec()).links()
     assert [[record["step"] for record in link.state["curve"]] for link in links] == [[2, 4, 6], [8, 10, 12], [14]]
+
+
+def test_where_steps_were_computed_is_told_by_the_links_and_the_later_of_a_link_made_again_counts(tmp_path):
+    chain = tiny_chain(tmp_path, tiny_spec())
+    two, one = ({"world_size": size, "threads": 1, "device": "cpu"} for size in (2, 1))
+    for number, where in ((4, two), (8, two), (12, one)):
+        part = chain.put("state", ".bin", f"{number} {where}".encode())
+        last = chain.append(number, [part], {"ran_on": where, "curve": []})
+    assert ran_on(chain, last) == [{**two, "to_step": 8}, {**one, "to_step": 12}]
+    for path in (tmp_path / chain.folder.prefix / "data").iterdir():
+        path.unlink()
+    for number in (4, 8, 12):
+        last = chain.append(
+            number, [chain.put("state", ".bin", f"{number} again".encode())], {"ran_on": one, "curve": []}
+        )
+    assert ran_on(chain, last) == [{**one, "to_step": 12}]
 
 
 def test_the_checkpoint_interval_changes_no_byte(data, tmp_path):
