@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,15 +107,16 @@ def _explained(command: Callable[[argparse.Namespace], int], options: argparse.N
 
 
 def _request(options: argparse.Namespace) -> "Request":
+    from flows.addresses import absolute
     from tasks.run import Request
 
-    data = options.data if options.data in ("", "demo") else str(Path(options.data).absolute())
+    data = options.data if options.data == "demo" else absolute(options.data)
     return Request(
-        root=str(Path(options.root).absolute()),
+        root=absolute(options.root),
         preset=options.preset,
         name=options.name,
         data=data,
-        eval_data=str(Path(options.eval_data).absolute()) if options.eval_data else "",
+        eval_data=absolute(options.eval_data),
         label_column=options.label_column,
         overrides=_assignments("--set", options.set),
         pin=_assignments("--pin", options.pin),
@@ -192,9 +192,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from flows.addresses import absolute
     from tasks.planning import run_status
 
-    stages = run_status(str(Path(options.root).absolute()), options.name)
+    stages = run_status(absolute(options.root), options.name)
     if options.json:
         print(json.dumps({"stages": stages}))
     else:

@@ -89,4 +89,9 @@ class DigestMemo:
 
 def default_memo() -> Path:
     """Where digests are remembered: ``mlcd/digests.sqlite`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcd" / "digests.sqlite"
+    return cache_folder() / "digests.sqlite"
+
+
+def cache_folder() -> Path:
+    """``mlcd`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcd"

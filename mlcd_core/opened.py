@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mlcd_core.specs import StageName
-    from mlcd_core.store import LocalFiles, Manifest
+    from mlcd_core.store import Files, Manifest
 
 
 @dataclass(frozen=True)
 class OpenedRun:
     """The committed stages of one run. Each method raises UpstreamMissingError while its stage is not committed."""
 
-    files: "LocalFiles"
+    files: "Files"
     name: str
 
     def embeddings(self) -> "pa.Table":
@@ -42,8 +42,8 @@ class OpenedRun:
         entry = record["stages"].get(stage)
         if entry is None or entry["digest"] is None:
             raise UpstreamMissingError(
-                f"{stage} of the run {self.name!r} under {self.files.root} is not committed; "
-                f"see mlcd status --root {self.files.root}"
+                f"{stage} of the run {self.name!r} under {self.files.uri('')} is not committed; "
+                f"see mlcd status --root {self.files.uri('')}"
             )
         name = f"{short(fingerprint(entry['inputs']))}-{entry['attempt']:04d}.json"
         path = f"{stage}/{short(entry['spec'])}/manifests/{name}"
@@ -68,6 +68,6 @@ class OpenedRun:
 
 def open_run(root: str | Path, name: str = "default") -> OpenedRun:
     """Open the run ``name`` under ``root`` for reading."""
-    from mlcd_core.store import LocalFiles
+    from mlcd_core.store import open_files
 
-    return OpenedRun(LocalFiles(root), name)
+    return OpenedRun(open_files(root), name)

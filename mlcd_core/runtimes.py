@@ -27,6 +27,11 @@ class EmbedRuntime(Runtime):
     workers: int = Field(1, ge=1, description="Ray Data actors")
     device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     pretrained: str = Field("", description="path of a weights file, or an open_clip tag; empty: the packaged codebook")
+    vectors: str = Field("", description="of adopted: folder or pattern of the files that hold the vectors")
+    max_bad_share: float = Field(
+        0.05, ge=0, le=1, description="share of all rows without an embedding that is accepted"
+    )
+    max_bad_share_shard: float = Field(0.2, ge=0, le=1, description="the same for the rows of one shard that was read")
 
 
 class ClusterRuntime(Runtime):

@@ -33,13 +33,28 @@ class EmbedSpec(StageSpec):
 
     STAGE = "embed"
 
-    embedder: Literal["hog_words", "open_clip", "tower"] = "hog_words"
+    embedder: Literal["hog_words", "open_clip", "tower", "adopted"] = "hog_words"
     tower: str = Field("", description="of tower: digest of the train manifest, 12 digits or more; resolved to all 64")
     architecture: str = Field("", description="open_clip model name, for example ViT-B-32; of tower: from its manifest")
-    weights_sha256: str = Field("", description="sha256 of the weights file; resolved when empty")
+    weights_sha256: str = Field(
+        "", description="sha256 of the weights file, or of the adopted vectors; resolved when empty"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the model's products; the embedding is float16 always"
+    )
+    feature: Literal["image", "image_text_mean"] = Field(
+        "image", description="image_text_mean: mean of the unit vectors of image and caption, of open_clip alone"
+    )
+    caption_column: str = Field("caption", description="string column that image_text_mean reads")
     image_size: int = Field(32, ge=8, description="pixels of the square crop that the embedder sees")
     batch_rows: int = Field(256, ge=1, description="rows per encoder call; the last batch of a shard is shorter")
     max_pixels: int = Field(64_000_000, ge=1, description="an image with more pixels gets the status too_many_pixels")
+    decode: Literal["exact", "fast"] = Field(
+        "exact", description="fast: JPEGs far above the target at a fraction of their size; the metrics give its PSNR"
+    )
+    rows_per_unit: int = Field(
+        10_000, ge=1, description="a shard with more rows is cut between row groups into units of at most so many"
+    )
     image_column: str = Field("auto", description="column with the image bytes, or auto: jpg, png, webp, image")
     key_column: str = Field("key", description="string column that names the row; made from shard and row when absent")
 

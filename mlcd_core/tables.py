@@ -22,6 +22,9 @@ class RowStatus(IntEnum):
     TOO_MANY_PIXELS = 5
     DECODE_ERROR = 6
     NOT_FINITE = 7
+    WORKER_DIED = 8
+    UNREADABLE = 9
+    NO_VECTOR = 10
 
 
 def embedding_schema(dim: int) -> pa.Schema:

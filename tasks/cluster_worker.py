@@ -14,7 +14,7 @@ from mlcd_core.errors import WorkerLostError
 from mlcd_core.events import Report, Value
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
-from mlcd_core.store import LocalFiles, Part, Receipt
+from mlcd_core.store import Part, Receipt, open_files
 from tasks.cluster_links import LinkWriter, links_before, read_parts, read_state, read_sums
 from tasks.work import ChainAddress
 
@@ -60,7 +60,7 @@ class ClusterWorker:
         """Map this rank's rows, once; returns how many."""
         if self._points is None:
             job = self._job
-            points = mapped_points(LocalFiles(job.links.root), job.parts, rank=self._rank, world=self._world)
+            points = mapped_points(open_files(job.links.root), job.parts, rank=self._rank, world=self._world)
             self._points = points if job.device == "cpu" else self._on_gpu(points, self._device())
         return self._points.num_rows
 

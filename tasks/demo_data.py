@@ -1,7 +1,7 @@
 """The demo's own data: multi-digit scenes in Parquet shards under the root, made once, shard by shard."""
 
 from mlcd_core.images.digit_scenes import Split, scene_parquet_bytes
-from mlcd_core.store import LocalFiles
+from mlcd_core.store import Files
 
 DEMO = "demo"
 SEED = 0
@@ -9,7 +9,7 @@ NUM_SHARDS: dict[Split, int] = {"train": 8, "test": 2}
 ROWS_PER_SHARD: dict[Split, int] = {"train": 750, "test": 500}
 
 
-def compose_demo(files: LocalFiles) -> None:
+def compose_demo(files: Files) -> None:
     """Write the train and test shards that are not there yet; 6,000 and 1,000 scenes."""
     files.sweep(DEMO)
     present = {info.path for info in files.list(DEMO)}

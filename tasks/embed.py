@@ -8,7 +8,7 @@ from mlcd_core.dataset import Shard, ShardReader
 from mlcd_core.identity import fingerprint, sha256_hex, short
 from mlcd_core.runtimes import EmbedRuntime
 from mlcd_core.specs import EmbedSpec
-from mlcd_core.store import LocalFiles, StageFolder, UnitTask
+from mlcd_core.store import StageFolder, UnitTask, open_files
 from tasks.run import Run
 from tasks.units import run_units
 from tasks.work import Committed, Job, Made, StageWork, settings
@@ -28,7 +28,7 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
         pending = list({task.unit: task for task in job.plan.pending}.values())
         run_units(
             UnitEmbedder,
-            {"root": str(run.files.root), "spec": spec, "runtime": runtime},
+            {"root": run.files.uri(""), "spec": spec, "runtime": runtime},
             pending,
             [vars(run.shards[task.index]) for task in pending],
             workers=runtime.workers,
@@ -66,7 +66,7 @@ class UnitEmbedder:
 
         torch.set_num_threads(runtime.threads)
         self._spec = spec
-        self._folder = StageFolder(LocalFiles(root), spec)
+        self._folder = StageFolder(open_files(root), spec)
         weights = find_weights(spec, runtime.pretrained)
         self._embedder = build_embedder(spec, weights=weights, device=pick_device(runtime.device))
         self._pool = ThreadPoolExecutor(runtime.threads)

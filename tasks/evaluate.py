@@ -12,7 +12,7 @@ from mlcd_core.dataset import Shard, data_digest
 from mlcd_core.identity import canonical_json, fingerprint, short
 from mlcd_core.runtimes import EmbedRuntime, EvaluateRuntime
 from mlcd_core.specs import EmbedSpec, EvaluateSpec, TrainSpec
-from mlcd_core.store import LocalFiles, Manifest, StageFolder, UnitTask, read_part
+from mlcd_core.store import Files, Manifest, StageFolder, UnitTask, open_files, read_part
 from tasks.embed import resolved_embed_spec
 from tasks.run import Run
 from tasks.train_worker import LabelReader
@@ -53,7 +53,7 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
     inputs |= {stage: committed[stage].digest for stage in UPSTREAM["evaluate"]}
     unit = fingerprint(inputs)
     job_of_worker = EvaluateJob(
-        root=str(run.files.root),
+        root=run.files.uri(""),
         spec=spec,
         runtime=runtime,
         embed_spec=resolved_embed_spec(run),
@@ -88,7 +88,7 @@ def evaluate_unit(job: EvaluateJob, task: UnitTask) -> None:
     torch.set_num_threads(job.runtime.threads)
     with ThreadPoolExecutor(job.runtime.threads) as pool:
         metrics = _measure(job, pool)
-    folder = StageFolder(LocalFiles(job.root), job.spec)
+    folder = StageFolder(open_files(job.root), job.spec)
     part = folder.put(short(task.unit), ".json", canonical_json(metrics).encode() + b"\n", rows=0, usable=0)
     folder.commit(task, [part], state=metrics)
 
@@ -97,7 +97,7 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
     from mlcd_core.embedding import joined_embeddings
     from mlcd_core.evaluate.compare import compare_features, describe_clusters, encode_shards
 
-    files = LocalFiles(job.root)
+    files = open_files(job.root)
     reader = LabelReader(job.root, job.label.parts)
     labels_NL = np.concatenate([_label_matrix(reader(shard)) for shard in range(len(job.label.parts))])
     embeddings_ND = joined_embeddings([read_part(files, part) for part in job.embed.parts])
@@ -122,7 +122,7 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
     return {**probes, "clusters": clusters}
 
 
-def _embedders(job: EvaluateJob, files: LocalFiles) -> dict[str, "Embedder"]:
+def _embedders(job: EvaluateJob, files: Files) -> dict[str, "Embedder"]:
     from mlcd_core.device import pick_device
     from mlcd_core.images.embedder import build_embedder, find_weights
     from mlcd_core.train.checkpoint import tower_part_name

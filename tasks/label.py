@@ -7,7 +7,7 @@ from mlcd_core.device import check_search
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.runtimes import LabelRuntime
 from mlcd_core.specs import LabelSpec
-from mlcd_core.store import LocalFiles, Part, StageFolder, UnitTask, map_part, read_part
+from mlcd_core.store import Part, StageFolder, UnitTask, map_part, open_files, read_part
 from tasks.run import Run
 from tasks.units import run_units
 from tasks.work import Committed, Job, Made, StageWork, settings
@@ -30,7 +30,7 @@ def label_work(run: Run, committed: Committed) -> StageWork:
         pending = list({task.unit: task for task in job.plan.pending}.values())
         run_units(
             UnitLabeler,
-            {"root": str(run.files.root), "spec": spec, "runtime": runtime, "centroids": centroids},
+            {"root": run.files.uri(""), "spec": spec, "runtime": runtime, "centroids": centroids},
             pending,
             [vars(embed.parts[task.index]) for task in pending],
             workers=runtime.workers,
@@ -51,7 +51,7 @@ class UnitLabeler:
         from mlcd_core.kmeans.assign import Assigner
 
         torch.set_num_threads(runtime.threads)
-        self._files = LocalFiles(root)
+        self._files = open_files(root)
         self._folder = StageFolder(self._files, spec)
         state = CentroidState.from_arrow_bytes(read_part(self._files, centroids))
         self._assigner = Assigner(state.centroids_KD, num_labels=spec.num_labels, search=runtime.search)

@@ -14,7 +14,7 @@ from mlcd_core.config import environment_keys
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import short, spec_record
 from mlcd_core.specs import StageName
-from mlcd_core.store import LocalFiles, Manifest
+from mlcd_core.store import Files, Manifest
 from tasks.embed import resolved_embed_spec
 from tasks.run import PINNABLE, Run
 from tasks.run_record import RunRecord
@@ -57,7 +57,7 @@ def resolve_pins(run: Run) -> dict[StageName, Pinned]:
     return pinned
 
 
-def _manifest_of(files: LocalFiles, stage: StageName, source: str) -> Manifest:
+def _manifest_of(files: Files, stage: StageName, source: str) -> Manifest:
     """The manifest of a run of that name, else the one with that digest."""
     runs = _digests_of_runs(files, stage)
     if source in runs and runs[source] is None:
@@ -72,10 +72,10 @@ def _manifest_of(files: LocalFiles, stage: StageName, source: str) -> Manifest:
         return max(sealed, key=lambda manifest: (manifest.attempt, manifest.spec))
     found = f"is the start of {', '.join(sorted(digests))}" if digests else f"names no committed {stage}"
     fix = "give all 64 digits" if digests else f"name one of them, or run {stage} first"
-    raise ConfigError(f"pin {stage}={source} {found} under {files.root}; {_choices(files, stage, runs)}: {fix}")
+    raise ConfigError(f"pin {stage}={source} {found} under {files.uri('')}; {_choices(files, stage, runs)}: {fix}")
 
 
-def _digests_of_runs(files: LocalFiles, stage: StageName) -> dict[str, str | None]:
+def _digests_of_runs(files: Files, stage: StageName) -> dict[str, str | None]:
     """Run name -> digest of its stage, None while that is not committed."""
     found: dict[str, str | None] = {}
     for info in files.list("runs"):
@@ -85,13 +85,13 @@ def _digests_of_runs(files: LocalFiles, stage: StageName) -> dict[str, str | Non
     return found
 
 
-def _choices(files: LocalFiles, stage: StageName, runs: Mapping[str, str | None]) -> str:
+def _choices(files: Files, stage: StageName, runs: Mapping[str, str | None]) -> str:
     named = [f"{name} ({short(digest)})" for name, digest in sorted(runs.items()) if digest]
     digests = {short(m.digest) for m in sealed_manifests(files, stage) if m.digest not in runs.values()}
     return f"there are the runs {', '.join(named) or 'none'} and the digests {', '.join(sorted(digests)) or 'none'}"
 
 
-def _check_whole(files: LocalFiles, manifest: Manifest, source: str) -> None:
+def _check_whole(files: Files, manifest: Manifest, source: str) -> None:
     sizes = {info.path: info.bytes for info in files.list(manifest.stage)}
     for part in manifest.parts:
         if sizes.get(part.path) != part.bytes:
@@ -109,7 +109,7 @@ def _check_same_space(run: Run, manifest: Manifest, source: str) -> None:
     if not theirs:
         raise ConfigError(
             f"pin {manifest.stage}={source}: its embeddings {short(embed)} are no longer under "
-            f"{run.files.root}, so nobody can tell which embedder they came from; expected their manifest in embed/"
+            f"{run.files.uri('')}, so nobody can tell which embedder they came from; expected their manifest in embed/"
         )
     if ours not in theirs:
         differing = [field for field in ours if ours[field] != theirs[0][field]]

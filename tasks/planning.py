@@ -11,7 +11,7 @@ from mlcd_core.estimate import PAPER_IMAGES, estimate_clustering
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.images.embedder import embedding_dim
 from mlcd_core.specs import STAGES, ClusterSpec, StageName
-from mlcd_core.store import Chain, LocalFiles, Manifest, StageFolder
+from mlcd_core.store import Chain, Files, Manifest, StageFolder, open_files
 from tasks.pin import Pinned, resolve_pins
 from tasks.run import Request, Run, open_run, read_settings
 from tasks.run_record import RunRecord
@@ -102,7 +102,7 @@ def run_status(root: str, name: str) -> list[dict[str, Any]]:
 
     Raises ConfigError when the root holds no run of that name.
     """
-    files = LocalFiles(root)
+    files = open_files(root)
     stages = RunRecord(files, name).read()["stages"]
     if not stages:
         known = [info.path.removeprefix("runs/").removesuffix(".json") for info in files.list("runs")]
@@ -110,7 +110,7 @@ def run_status(root: str, name: str) -> list[dict[str, Any]]:
     return [_stage_status(files, stage, stages.get(stage)) for stage in STAGES]
 
 
-def _stage_status(files: LocalFiles, stage: StageName, entry: dict[str, Any] | None) -> dict[str, Any]:
+def _stage_status(files: Files, stage: StageName, entry: dict[str, Any] | None) -> dict[str, Any]:
     status: dict[str, Any] = {
         "stage": stage,
         "spec": None,

@@ -13,7 +13,8 @@ from mlcd_core.dataset import Shard, ShardReader, data_digest, find_shards
 from mlcd_core.digest_memo import default_memo
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
-from mlcd_core.store import LocalFiles
+from mlcd_core.store import Files, open_files
+from mlcd_core.store.opening import S3
 from tasks.demo_data import DEMO, compose_demo
 from tasks.tower import with_tower
 
@@ -42,7 +43,7 @@ class Run:
     """A request made concrete: settings read, shards found and identified."""
 
     request: Request
-    files: LocalFiles
+    files: Files
     config: Config
     shards: tuple[Shard, ...]
     eval_shards: tuple[Shard, ...]
@@ -59,14 +60,14 @@ def open_run(request: Request) -> Run:
     for key in ("root", "data", "eval_data"):
         path = getattr(request, key)
         is_demo = key != "root" and path == DEMO
-        if path and not is_demo and not Path(path).is_absolute():
+        if path and not is_demo and not path.startswith(S3) and not Path(path).is_absolute():
             raise ConfigError(
-                f"{key} is {path!r}; a deployment runs in another folder than yours, so give an absolute path"
+                f"{key} is {path!r}; a deployment runs in another folder than yours, so give an absolute path, or s3://..."
             )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
         raise ConfigError(f"name is {request.name!r}; it becomes a file name: use letters, digits, '.', '_' and '-'")
     config = read_settings(request)
-    files = LocalFiles(request.root)
+    files = open_files(request.root)
     data, eval_data, label_column = request.data, request.eval_data, request.label_column
     if data == DEMO:
         compose_demo(files)
@@ -104,7 +105,7 @@ def read_settings(request: Request) -> Config:
     # pinned centroids are counted in their manifest, not by a key
     counted = {"cluster.num_centroids": None} if "cluster" in request.pin else {}
     config = load_config(request.preset, environment=os.environ, overrides={**request.overrides, **counted})
-    return with_tower(config, LocalFiles(request.root))
+    return with_tower(config, open_files(request.root))
 
 
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:

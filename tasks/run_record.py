@@ -5,14 +5,14 @@ from typing import Any
 
 from mlcd_core.errors import CorruptRecordError
 from mlcd_core.specs import StageName
-from mlcd_core.store import LocalFiles, Manifest
+from mlcd_core.store import Files, Manifest
 from tasks.work import StageWork
 
 
 class RunRecord:
     """The record of one run; rewritten only when its content changes."""
 
-    def __init__(self, files: LocalFiles, name: str) -> None:
+    def __init__(self, files: Files, name: str) -> None:
         self._files = files
         self.path = f"runs/{name}.json"
 

@@ -8,13 +8,13 @@ from typing import Any
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import short
 from mlcd_core.specs import STAGES, StageName
-from mlcd_core.store import LocalFiles, Manifest
+from mlcd_core.store import Files, Manifest
 from mlcd_core.store.records import decode_manifest
 
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
 
 
-def sealed_manifests(files: LocalFiles, stage: str) -> Iterable[Manifest]:
+def sealed_manifests(files: Files, stage: str) -> Iterable[Manifest]:
     """Every manifest of a stage, of all specs, inputs and attempts."""
     for info in files.list(stage):
         if "/manifests/" in info.path:
@@ -23,7 +23,7 @@ def sealed_manifests(files: LocalFiles, stage: str) -> Iterable[Manifest]:
             yield decode_manifest(data, files.uri(info.path))
 
 
-def find_manifest(files: LocalFiles, stage: StageName, digest: str, *, key: str) -> Manifest:
+def find_manifest(files: Files, stage: StageName, digest: str, *, key: str) -> Manifest:
     """The manifest of ``stage`` whose digest begins with ``digest``; the highest attempt where several have it.
 
     key: the setting that a person wrote the digest in. Raises ConfigError for a digest that is none, names nothing,
@@ -46,10 +46,12 @@ def find_manifest(files: LocalFiles, stage: StageName, digest: str, *, key: str)
         if other != stage and any(manifest.digest.startswith(digest) for manifest in sealed_manifests(files, other))
     ]
     found = f"is the digest of a committed {others[0]}" if others else "names nothing that is committed"
-    raise ConfigError(f"{key}={digest} {found} under {files.root}; expected one of {stage}; {_choices(files, stage)}")
+    raise ConfigError(
+        f"{key}={digest} {found} under {files.uri('')}; expected one of {stage}; {_choices(files, stage)}"
+    )
 
 
-def sealed_spec(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
+def sealed_spec(files: Files, manifest: Manifest) -> dict[str, Any]:
     """What ``spec.json`` says about how a manifest was made. Raises CorruptRecordError when it is gone."""
     path = f"{manifest.stage}/{short(manifest.spec)}/spec.json"
     data = files.read(path)
@@ -59,6 +61,6 @@ def sealed_spec(files: LocalFiles, manifest: Manifest) -> dict[str, Any]:
     return record
 
 
-def _choices(files: LocalFiles, stage: StageName) -> str:
+def _choices(files: Files, stage: StageName) -> str:
     digests = sorted({short(manifest.digest) for manifest in sealed_manifests(files, stage)})
     return f"there are {', '.join(digests)}" if digests else f"there is none: run {stage} first"

@@ -9,11 +9,11 @@ from mlcd_core.config import Config
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import short
 from mlcd_core.specs import TrainSpec
-from mlcd_core.store import LocalFiles, Manifest, Part
+from mlcd_core.store import Files, Manifest, Part
 from tasks.sealed import find_manifest, sealed_spec
 
 
-def with_tower(config: Config, files: LocalFiles) -> Config:
+def with_tower(config: Config, files: Files) -> Config:
     """The settings with everything that ``embed.tower`` stands for; those of other embedders as they are.
 
     Raises ConfigError for a digest that names no committed train, or keys of embed that do not fit that tower;
@@ -48,7 +48,7 @@ def with_tower(config: Config, files: LocalFiles) -> Config:
     return config.model_copy(update={"embed": embed.model_copy(update=found)})
 
 
-def _weights_part(files: LocalFiles, manifest: Manifest, spec: TrainSpec) -> Part:
+def _weights_part(files: Files, manifest: Manifest, spec: TrainSpec) -> Part:
     from mlcd_core.train.checkpoint import tower_part_name
 
     name = tower_part_name(spec)

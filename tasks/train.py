@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from mlcd_core.digest_memo import cache_folder
 from mlcd_core.errors import ConfigError
 from mlcd_core.events import Report, Value
 from mlcd_core.identity import fingerprint, short, spec_fingerprint
 from mlcd_core.images.embedder import embedding_dim
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
+from mlcd_core.store.opening import S3
 from tasks.progress import forwarded_events
 from tasks.run import Run
 from tasks.train_attempts import Device, pick_train_device, run_attempts
@@ -97,7 +99,14 @@ def log_folder(run: Run, spec: TrainSpec) -> Path:
         raise ConfigError(
             f"train.log_folder is {given!r}; a deployment runs in another folder than yours, so give an absolute path"
         )
-    return (Path(given) if given else Path(run.files.root) / "logs") / "train" / short(spec_fingerprint(spec))
+    return (Path(given) if given else default_logs(run.files.uri(""))) / "train" / short(spec_fingerprint(spec))
+
+
+def default_logs(root: str) -> Path:
+    """``logs/`` of a local root. S3 cannot append, so for a root there it is a folder of the user's cache."""
+    if root.startswith(S3):
+        return cache_folder() / "logs" / fingerprint(root)[:12]
+    return Path(root) / "logs"
 
 
 def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) -> None:

@@ -40,7 +40,7 @@ def start_parts(run: Run, start: Manifest, label: Manifest) -> StartParts:
     if not theirs:
         raise ConfigError(
             f"train.start_from={short(start.digest)}: its labels {short(start.inputs['label'])} are no longer under "
-            f"{run.files.root}, so nobody can tell whether its classes are those of this run; expected their manifest "
-            "in label/: run that label stage again"
+            f"{run.files.uri('')}, so nobody can tell whether its classes are those of this run; expected "
+            "their manifest in label/: run that label stage again"
         )
     return StartParts(start.parts, same_classes=theirs[0].inputs["cluster"] == label.inputs["cluster"])

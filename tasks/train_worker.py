@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mlcd_core.dataset import Shard
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
-from mlcd_core.store import LocalFiles, Part, read_part
+from mlcd_core.store import Part, open_files, read_part
 from tasks.train_start import StartParts
 from tasks.train_stop import RemoteStop
 from tasks.work import ChainAddress
@@ -41,7 +41,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from mlcd_core.train import Start, TrainData, train
 
     job: TrainJob = config["job"]
-    files, spec = LocalFiles(job.links.root), job.links.spec
+    files, spec = open_files(job.links.root), job.links.spec
     assert isinstance(spec, TrainSpec)
 
     def read(part: Part) -> bytes:
@@ -68,7 +68,7 @@ class LabelReader:
     """Reads the label table of a shard by its position in the data."""
 
     def __init__(self, root: str, parts: Sequence[Part]) -> None:
-        self._files = LocalFiles(root)
+        self._files = open_files(root)
         self._parts = parts
 
     def __call__(self, shard: int) -> pa.Table:

@@ -8,7 +8,7 @@ from mlcd_core.config import stage_runtime, stage_spec
 from mlcd_core.events import Report
 from mlcd_core.runtimes import Runtime
 from mlcd_core.specs import StageName, StageSpec
-from mlcd_core.store import Chain, LocalFiles, Manifest, Receipt, StageFolder, StagePlan
+from mlcd_core.store import Chain, Manifest, Receipt, StageFolder, StagePlan, open_files
 from tasks.ray_session import RaySession
 from tasks.run import Run
 
@@ -52,7 +52,7 @@ class StageWork:
 
     def links(self, job: Job) -> "ChainAddress":
         """Where the links of a chain stage are."""
-        return ChainAddress(str(job.folder.files.uri("")), self.spec, self.inputs, job.plan.attempt, self.last_number)
+        return ChainAddress(job.folder.files.uri(""), self.spec, self.inputs, job.plan.attempt, self.last_number)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ChainAddress:
 
     def open(self) -> Chain:
         """The chain, on this process's own view of the storage."""
-        return Chain(StageFolder(LocalFiles(self.root), self.spec), self.inputs, self.attempt, self.last_number)
+        return Chain(StageFolder(open_files(self.root), self.spec), self.inputs, self.attempt, self.last_number)
 
 
 UPSTREAM: dict[StageName, tuple[StageName, ...]] = {

@@ -3,6 +3,7 @@
 from mlcd_core.store.chain import Chain
 from mlcd_core.store.files import FileInfo, Files, LocalFiles
 from mlcd_core.store.folder import StageFolder, StagePlan, UnitTask
+from mlcd_core.store.opening import open_files
 from mlcd_core.store.records import Manifest, Part, Receipt, content_digest, map_part, read_part
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "UnitTask",
     "content_digest",
     "map_part",
+    "open_files",
     "read_part",
 ]
