@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.command import _parser
+from flows.command import command_parser
 from mlcd_core.config import all_keys, load_config
 
 REPO = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ MLCD = [words[2:] for words in typed_commands() if words[:2] == ["infra/dev", "m
 
 @pytest.mark.parametrize("words", MLCD, ids=" ".join)
 def test_mlcd_commands_parse_and_their_settings_load(words: list[str]) -> None:
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     overrides = dict(assignment.split("=", 1) for assignment in options.set)
     load_config(options.preset, environment={}, overrides=overrides)
 

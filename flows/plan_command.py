@@ -1,0 +1,58 @@
+"""``mlcd plan`` (what a run would do) and ``mlcd status`` (what a run has made). Neither starts anything."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from flows.addresses import absolute
+from flows.options import (
+    add_labelled_options,
+    add_output_options,
+    add_root_options,
+    add_settings_options,
+    request_of,
+)
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_parsers(commands: "Commands") -> None:
+    """Add ``plan`` and ``status``."""
+    plan = commands.add_parser("plan", help="what a run would do: hit, partial or miss per stage")
+    plan.set_defaults(command=_plan)
+    plan.add_argument("--data", default="", help="the shards; without them only the cost of clustering is estimated")
+    plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
+    add_labelled_options(plan)
+    add_settings_options(plan)
+    status = commands.add_parser("status", help="what a run has made so far")
+    status.set_defaults(command=_status)
+    for parser in (plan, status):
+        add_root_options(parser)
+        add_output_options(parser)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from tasks.rounds import plan_rounds
+
+    plan = plan_rounds(request_of(options), options.rounds, num_rows=options.rows)
+    if options.json:
+        print(json.dumps(plan))
+    else:
+        from flows.rendering import plan_text
+
+        print(plan_text(plan["stages"], plan["estimate"]))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from tasks.planning import run_status
+
+    stages = run_status(absolute(options.root), options.name)
+    if options.json:
+        print(json.dumps({"stages": stages}))
+    else:
+        from flows.rendering import status_text
+
+        print(status_text(stages))
+    return 0

@@ -1,0 +1,94 @@
+"""``mlcd demo`` and ``mlcd run``: the flow ``pipeline``, and its result on stdout."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from flows.options import (
+    add_labelled_options,
+    add_output_options,
+    add_root_options,
+    add_settings_options,
+    request_of,
+)
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DONE, FAILED = 0, 1
+
+
+def add_parsers(commands: "Commands") -> None:
+    """Add ``demo`` and ``run``."""
+    demo = commands.add_parser("demo", help="the whole pipeline on composed digit scenes, no data needed")
+    demo.set_defaults(command=run, data="demo", eval_data="", label_column="")
+    _add_stage_options(demo)
+    add_run_options(commands.add_parser("run", help="the whole pipeline, or some stages, on your image shards"))
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that a run of one's own data takes."""
+    parser.set_defaults(command=run)
+    parser.add_argument("--data", required=True, help="Parquet shards: file, folder or quoted pattern; or demo")
+    add_labelled_options(parser)
+    _add_stage_options(parser)
+
+
+def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
+    """Run the flow; what can be known to be wrong is said before a server is started."""
+    from tasks.pin import resolve_pins
+    from tasks.rounds import check_rounds
+    from tasks.run import open_run, selected_stages
+    from tasks.train import check_train
+
+    request = request_of(options)
+    selected = selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
+    check_rounds(request, selected, options.rounds)
+    opened = open_run(request)
+    resolve_pins(opened)
+    if "train" in selected:
+        check_train(opened)
+
+    from flows.pipeline import pipeline
+
+    state: State[Any] = pipeline(  # type: ignore[assignment]  # prefect types every flow as possibly async
+        root=request.root,
+        data=request.data,
+        eval_data=request.eval_data,
+        label_column=request.label_column,
+        preset=request.preset,
+        name=request.name,
+        only=options.only,
+        from_stage=options.from_stage,
+        until=options.until,
+        overrides=dict(request.overrides),
+        pin=dict(request.pin),
+        rounds=options.rounds,
+        retry_failed=retry_failed,
+        return_state=True,
+    )
+    summary = state.result(raise_on_failure=False)
+    if isinstance(summary, BaseException):
+        raise summary
+    _show(summary, options, root=request.root)
+    return DONE if state.is_completed() else FAILED
+
+
+def _add_stage_options(parser: argparse.ArgumentParser) -> None:
+    add_root_options(parser)
+    add_output_options(parser)
+    add_settings_options(parser)
+    parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
+    parser.add_argument("--from-stage", default="", metavar="STAGE", help="run from this stage on")
+    parser.add_argument("--until", default="", metavar="STAGE", help="run up to this stage")
+
+
+def _show(summary: dict[str, Any], options: argparse.Namespace, *, root: str) -> None:
+    if options.json:
+        print(json.dumps(summary))
+        return
+    from flows.rendering import run_text
+
+    print(run_text(summary, root=root, demo=options.data == "demo"))
