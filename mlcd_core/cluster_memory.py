@@ -42,11 +42,12 @@ def worker_bytes(
     workers: int = 1,
     device: Literal["cpu", "cuda"] = "cpu",
     recipe: RecipeName = "exact",
+    rows_mapped: bool = True,
 ) -> MemoryPlan:
     """Plan for ``workers`` that share one memory and have ``rows`` rows in all, the first worker among them.
 
-    cpu: the machine's memory, rows mapped. cuda: the memory of one device, rows resident; what the first worker
-    reduces and saves is in the machine's memory then.
+    cpu: the machine's memory; rows that are not mapped (those of a root on S3) lie in it too. cuda: the memory of one
+    device, rows resident; what the first worker reduces and saves is in the machine's memory then.
     """
     elements = num_centroids * dim
     on_host = device == "cpu"
@@ -63,7 +64,7 @@ def worker_bytes(
         "sums being saved": 2 * 8 * elements if on_host else 0,
         "tiles": (SCORE_BYTES + TILE_ROWS * dim * (2 + 4 + 8)) * workers,
         "labels": 4 * rows,
-        "rows": 0 if on_host else 2 * rows * dim,
+        "rows": 0 if on_host and rows_mapped else 2 * rows * dim,
         "processes": PROCESS_BYTES * workers if on_host else 0,
     }
     growing = [name for name in items if "centroids" in name or "sums" in name]

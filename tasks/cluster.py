@@ -13,6 +13,7 @@ from mlcd_core.embedded_points import block_ranges, embedding_dim
 from mlcd_core.errors import ConfigError
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
+from mlcd_core.store.opening import S3
 from tasks.cluster_actors import run_workers
 from tasks.cluster_links import links_before, seen_iterations
 from tasks.cluster_worker import RankJob
@@ -36,7 +37,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     def make(job: Job) -> Made:
         dim = embedding_dim(run.files, embed.parts)
         check_search("cluster.search", runtime.search, runtime.device)
-        _check_memory(spec, runtime, embed.usable, num_centroids, dim)
+        _check_memory(run, embed.usable, num_centroids, dim)
         job.session.start()
         device, links = _device(runtime), work.links(job)
         with forwarded_events(job.report) as report:
@@ -58,11 +59,17 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     return work
 
 
-def _check_memory(spec: ClusterSpec, runtime: ClusterRuntime, usable: int, num_centroids: int, dim: int) -> None:
+def _check_memory(run: Run, usable: int, num_centroids: int, dim: int) -> None:
     """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
-    if runtime.device != "cuda":
+    settings = run.config.cluster
+    if settings.device != "cuda":
         plan = worker_bytes(
-            rows=usable, num_centroids=num_centroids, dim=dim, workers=runtime.workers, recipe=spec.recipe
+            rows=usable,
+            num_centroids=num_centroids,
+            dim=dim,
+            workers=settings.workers,
+            recipe=settings.recipe,
+            rows_mapped=not run.files.uri("").startswith(S3),
         )
         check_memory(plan, available_bytes())
 

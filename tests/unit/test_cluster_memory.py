@@ -28,6 +28,11 @@ def test_workers_of_one_machine_hold_their_own_centroids_and_share_the_rows():
     assert all(four[name] == one[name] for name in ("labels", "sums being saved"))
 
 
+def test_rows_that_cannot_be_mapped_count_once_for_all_workers_of_a_machine():
+    mapped, read = (worker_bytes(rows=5_000_000, workers=2, rows_mapped=mapped, **PAPER) for mapped in (True, False))
+    assert read.items == {**mapped.items, "rows": 7_680_000_000}
+
+
 def test_a_gpu_holds_its_rows_in_half_precision():
     plan = worker_bytes(rows=5_000_000, device="cuda", **PAPER)
     assert plan.items["rows"] == 7_680_000_000
