@@ -40,8 +40,9 @@ def block_ranges(parts: Sequence[Part]) -> list[BlockRange]:
 
 
 def mapped_points(files: Files, parts: Sequence[Part], *, rank: int, world: int) -> "Points":
-    """The usable rows of blocks rank, rank + world, ... of the embedding parts; global ids are part.offset + ``row``.
+    """The usable rows of blocks rank, rank + world, ... of the embedding parts, with their global ids.
 
+    A row's global id is its position among the rows of all parts: part.offset + its position in the part.
     Raises CorruptRecordError for a part that is gone or changed, DataError naming a row that is no float16 unit row.
     """
     from mlcd_core.kmeans.points import Points
@@ -70,9 +71,11 @@ def _own_blocks(files: Files, parts: Sequence[Part], own: Sequence[BlockRange]) 
     for index, ranges in groupby(own, key=lambda block: block.part):
         part = parts[index]
         table = _mapped_table(files, part)
+        # ``row`` counts inside the shard, of which the part may hold a later piece
+        offset = part.offset - table["row"][0].as_py()
         for block in ranges:
             rows = table.slice(block.start, block.stop - block.start)
-            yield table_block(rows, number=block.number, offset=part.offset)
+            yield table_block(rows, number=block.number, offset=offset)
 
 
 def _mapped_table(files: Files, part: Part) -> "pa.Table":

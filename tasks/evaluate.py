@@ -96,19 +96,21 @@ def evaluate_unit(job: EvaluateJob, task: UnitTask) -> None:
 def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
     from mlcd_core.embedding import joined_embeddings
     from mlcd_core.evaluate.compare import compare_features, describe_clusters, encode_shards
+    from mlcd_core.evaluate.shard_rows import read_raw_labels
 
     files = open_files(job.root)
-    reader = LabelReader(job.root, job.label.parts)
-    labels_NL = np.concatenate([_label_matrix(reader(shard)) for shard in range(len(job.label.parts))])
+    reader = LabelReader(job.root, job.label.parts, job.shards)
+    labels_NL = np.concatenate([_label_matrix(reader(shard)) for shard in range(len(job.shards))])
+    usable_N = labels_NL[:, 0] >= 0
     embeddings_ND = joined_embeddings([read_part(files, part) for part in job.embed.parts])
     raw_labels = None
     probes: dict[str, Any] = {"scores": {}, "details": {}}
     if job.spec.label_column:
-        raw_labels = encode_shards(job.shards, {}, spec=job.spec, pool=pool).labels
+        raw_labels = read_raw_labels(job.shards, spec=job.spec, usable_N=usable_N)
     if job.spec.label_column and job.eval_shards:
         embedders = _embedders(job, files)
         towers = {name: embedder for name, embedder in embedders.items() if name != "source"}
-        train = encode_shards(job.shards, towers, spec=job.spec, pool=pool)
+        train = encode_shards(job.shards, towers, spec=job.spec, pool=pool, usable_N=usable_N)
         train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
         test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool)
         probes = compare_features(train, test, spec=job.spec)

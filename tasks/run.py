@@ -80,15 +80,26 @@ def open_run(request: Request) -> Run:
         request=request,
         files=files,
         config=config,
-        shards=find_shards(data, memo=memo),
+        # a shard that is not whole costs its rows, and the error budget of embed says how many may be lost
+        shards=find_shards(data, memo=memo, unreadable="keep"),
         eval_shards=find_shards(eval_data, memo=memo) if eval_data else (),
         label_column=label_column,
     )
-    for shards in (run.shards, run.eval_shards):
-        # a wrong column is wrong in the first shard already, before anything is started
-        for shard in shards[:1]:
-            ShardReader(shard, image_column=config.embed.image_column, label_column=run.label_column)
+    _check_columns(run)
     return run
+
+
+def _check_columns(run: Run) -> None:
+    """A wrong column is wrong in the first shard that can be read, before anything is started."""
+    embed = run.config.embed
+    captions = embed.caption_column if embed.feature == "image_text_mean" else ""
+    for shards in (run.shards, run.eval_shards):
+        readable = (shard for shard in shards if not shard.error)
+        # where none can be read, the first says why
+        for shard in [next(readable, shards[0])] if shards else []:
+            ShardReader(
+                shard, image_column=embed.image_column, label_column=run.label_column, caption_column=captions
+            )
 
 
 def read_settings(request: Request) -> Config:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlcd_core.dataset import Shard
+from mlcd_core.dataset import Shard, parts_of_shards
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
 from mlcd_core.store import Part, open_files, read_part
@@ -51,7 +51,9 @@ def train_worker(config: dict[str, Any]) -> None:
     train(
         spec,
         TrainData(
-            shards=job.shards, read_labels=LabelReader(job.links.root, job.label_parts), key_column=job.key_column
+            shards=job.shards,
+            read_labels=LabelReader(job.links.root, job.label_parts, job.shards),
+            key_column=job.key_column,
         ),
         num_classes=job.num_classes,
         chain=job.links.open(),
@@ -65,15 +67,18 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 class LabelReader:
-    """Reads the label table of a shard by its position in the data."""
+    """Reads the labels of a shard by its position in the data. Raises LabelDataError for parts of other shards."""
 
-    def __init__(self, root: str, parts: Sequence[Part]) -> None:
+    def __init__(self, root: str, parts: Sequence[Part], shards: Sequence[Shard]) -> None:
         self._files = open_files(root)
-        self._parts = parts
+        self._parts_of_shards = parts_of_shards(parts, shards)
 
     def __call__(self, shard: int) -> pa.Table:
-        """The table of ``tables.label_schema`` that belongs to shard number ``shard``."""
-        return pq.read_table(pa.BufferReader(read_part(self._files, self._parts[shard])))
+        """The rows of shard number ``shard``, of all its parts, in ``tables.label_schema``."""
+        return pa.concat_tables([self._read(part) for part in self._parts_of_shards[shard]])
+
+    def _read(self, part: Part) -> pa.Table:
+        return pq.read_table(pa.BufferReader(read_part(self._files, part)))
 
 
 def _centroids(part: bytes) -> "NDArray[np.float32]":

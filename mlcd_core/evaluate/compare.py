@@ -4,7 +4,7 @@ Test rows are encoded here and nowhere else: they never enter the embed, cluster
 Shapes: N rows, D dims, L labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlcd_core.dataset import Shard, ShardReader
+from mlcd_core.dataset import ImageRows, Shard, ShardReader
 from mlcd_core.errors import LabelDataError
 from mlcd_core.evaluate.clusters import cluster_quality
 from mlcd_core.evaluate.probes import probe_features
+from mlcd_core.evaluate.shard_rows import UsableRows, usable_rows
 from mlcd_core.evaluate.targets import Targets
 from mlcd_core.images.decode import decode_images
 from mlcd_core.images.embedder import Embedder
@@ -36,33 +37,37 @@ class EncodedRows:
 
 
 def encode_shards(
-    shards: Sequence[Shard], embedders: Mapping[str, Embedder], *, spec: EvaluateSpec, pool: ThreadPoolExecutor
+    shards: Sequence[Shard],
+    embedders: Mapping[str, Embedder],
+    *,
+    spec: EvaluateSpec,
+    pool: ThreadPoolExecutor,
+    usable_N: NDArray[np.bool_] | None = None,
 ) -> EncodedRows:
     """Decode every row once per image size and encode it with every embedder; rows that do not decode are left out.
 
-    Without embedders nothing is decoded and every row is returned with its label.
+    usable_N: rows that may be decoded, counted through all shards; None: all. Without embedders nothing is decoded and
+    every row that may be is returned with its label.
     """
     features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in embedders}
     labels: list[Any] = []
     positions: list[int] = []
-    offset = 0
-    for shard in shards:
-        reader = ShardReader(shard, image_column=spec.image_column, label_column=spec.label_column)
-        for rows in reader:
+    for place in usable_rows(shards, usable_N):
+        for rows in _rows(place, spec):
+            usable_B = place.usable_N[rows.first_row : rows.first_row + len(rows.images)].copy()
+            images = [image if usable else None for image, usable in zip(rows.images, usable_B, strict=True)]
             decoded = {
-                size: decode_images(rows.images, image_size=size, max_pixels=spec.max_pixels, pool=pool)
+                size: decode_images(images, image_size=size, max_pixels=spec.max_pixels, pool=pool)
                 for size in {embedder.image_size for embedder in embedders.values()}
             }
-            usable_B = np.ones(len(rows.images), dtype=bool)
-            for images in decoded.values():
-                usable_B &= (images.status_B == RowStatus.OK) & ~np.array(rows.upstream_failed, dtype=bool)
+            for result in decoded.values():
+                usable_B &= (result.status_B == RowStatus.OK) & ~np.array(rows.upstream_failed, dtype=bool)
             for name, embedder in embedders.items():
                 pixels_BCHW = torch.from_numpy(decoded[embedder.image_size].pixels_BCHW[usable_B])
                 features[name].append(_encode(embedder, pixels_BCHW, spec.batch_rows))
             found = rows.labels or [None] * len(rows.images)
             labels += [label for label, usable in zip(found, usable_B, strict=True) if usable]
-            positions += [offset + rows.first_row + int(i) for i in np.flatnonzero(usable_B)]
-        offset += shard.rows
+            positions += [place.first_row + rows.first_row + int(i) for i in np.flatnonzero(usable_B)]
     joined = {name: np.concatenate(parts) for name, parts in features.items()}
     return EncodedRows(joined, labels, np.array(positions, dtype=np.int64))
 
@@ -105,6 +110,12 @@ def describe_clusters(
         labels_NL, num_centroids, multi_hot_NC=multi_hot_NC, embeddings_ND=embeddings_ND, seed=seed
     )
     return quality.record()
+
+
+def _rows(place: UsableRows, spec: EvaluateSpec) -> Iterator[ImageRows]:
+    if place.row_groups:
+        reader = ShardReader(place.shard, image_column=spec.image_column, label_column=spec.label_column)
+        yield from reader.read_groups(place.row_groups)
 
 
 def _encode(embedder: Embedder, pixels_BCHW: torch.Tensor, batch_rows: int) -> NDArray[np.float32]:

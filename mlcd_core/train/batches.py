@@ -155,7 +155,7 @@ class BatchReader:
         if not usable_N.any():
             return []  # an unreadable shard is not opened
         groups, first_row = [], 0
-        for index, num_rows in enumerate(self._reader(shard).row_group_rows):
+        for index, num_rows in enumerate(self._data.shards[shard].row_groups):
             num_usable = int(usable_N[first_row : first_row + num_rows].sum())
             groups.append(_Group(shard, index, first_row, num_usable))
             first_row += num_rows

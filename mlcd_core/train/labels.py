@@ -1,4 +1,4 @@
-"""The positives of training rows: label files joined to their shards by row, and checked against the keys.
+"""The positives of training rows: labels joined to their shards by row, and checked against the keys.
 
 A row is usable when its first label is not -1. The first ``num_positive`` labels, best first, are its positives.
 
@@ -19,7 +19,10 @@ READ_FIX = "run the label stage again"
 
 @dataclass(frozen=True)
 class TrainData:
-    """What training reads: image shards in order, and the label table (row, key, labels, ...) of shard i."""
+    """What training reads: image shards in order, and the label table (row, key, labels, ...) of all rows of shard i.
+
+    A shard that could not be read has no rows, and its table none.
+    """
 
     shards: tuple[Shard, ...]
     read_labels: Callable[[int], pa.Table]
@@ -59,21 +62,21 @@ def shard_labels(data: TrainData, shard_index: int, *, num_positive: int, num_cl
     row_N = table["row"].to_numpy()
     if len(row_N) != shard.rows or not np.array_equal(row_N, np.arange(shard.rows)):
         raise LabelDataError(
-            f"the label file of {shard.uri} has {len(row_N):,} rows, expected the rows 0 to {shard.rows - 1:,} "
+            f"the labels of {shard.uri} are of {len(row_N):,} rows, expected the rows 0 to {shard.rows - 1:,} "
             f"in order; {READ_FIX}"
         )
     label_type = table.schema.field("labels").type
     num_labels = label_type.list_size
     if num_labels < num_positive:
         raise LabelDataError(
-            f"the label file of {shard.uri} has {num_labels} labels per row, train.num_positive is {num_positive}; "
+            f"the label files of {shard.uri} have {num_labels} labels per row, train.num_positive is {num_positive}; "
             f"set train.num_positive <= {num_labels}, or label.num_labels >= {num_positive}"
         )
     flat = table["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     positives_NL = flat.reshape(-1, num_labels)[:, :num_positive].astype(np.int64)
     if len(positives_NL) and (positives_NL.max() >= num_classes or positives_NL.min() < -1):
         raise LabelDataError(
-            f"the label file of {shard.uri} holds labels from {positives_NL.min()} to {positives_NL.max()}, "
+            f"the label files of {shard.uri} hold labels from {positives_NL.min()} to {positives_NL.max()}, "
             f"expected 0 to {num_classes - 1} (-1 for unusable rows); it is of another clustering: {READ_FIX}"
         )
     return ShardLabels(positives_NL, table["key"])

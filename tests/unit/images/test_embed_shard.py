@@ -9,7 +9,7 @@ import torch
 
 from mlcd_core.errors import CorruptRecordError
 from mlcd_core.images.digit_scenes import scene_table
-from mlcd_core.images.embed_shard import embed_rows, embedding_table, ipc_bytes, read_ipc
+from mlcd_core.images.embed_shard import ImageBatch, embed_batches, embedding_table, ipc_bytes, read_ipc
 from mlcd_core.images.embedder import build_embedder, find_weights
 from mlcd_core.specs import EmbedSpec
 from mlcd_core.tables import RowStatus, embedding_schema
@@ -36,6 +36,13 @@ class MeanColour:
         return features
 
 
+def embed(images, *, embedder, pool=None, captions=None, watch=None):
+    """In batches of eight."""
+    firsts = range(0, len(images), SPEC.batch_rows)
+    batches = [ImageBatch(images[i : i + 8], captions and captions[i : i + 8]) for i in firsts]
+    return embed_batches(batches, embedder=embedder, spec=SPEC, pool=pool, watch=watch)
+
+
 @pytest.fixture(scope="module")
 def images():
     return scene_table("train", 0, 20, seed=0)["png"].to_pylist()
@@ -43,21 +50,21 @@ def images():
 
 def test_rows_are_read_in_fixed_batches(images):
     embedder = MeanColour()
-    done = embed_rows(images, embedder=embedder, spec=SPEC, pool=None)
+    done = embed(images, embedder=embedder, pool=None)
     assert embedder.batches == [8, 8, 4]
     assert done.embeddings_ND.shape == (20, 3)
     assert not done.status_N.any()
 
 
 def test_vectors_are_normalised_before_they_are_rounded(images):
-    done = embed_rows(images, embedder=MeanColour(), spec=SPEC, pool=None)
+    done = embed(images, embedder=MeanColour(), pool=None)
     assert done.embeddings_ND.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(done.embeddings_ND.astype(float), axis=1), 1, atol=1e-3)
 
 
 def test_bad_images_keep_their_row_with_a_zero_vector(images):
     mixed = [None, images[0], b"<html>", images[1][:-100], images[1]]
-    done = embed_rows(mixed, embedder=MeanColour(), spec=SPEC, pool=None)
+    done = embed(mixed, embedder=MeanColour(), pool=None)
     assert done.status_N.tolist() == [1, 0, 3, 4, 0]
     assert not done.embeddings_ND[[0, 2, 3]].any()
     assert done.embeddings_ND[[1, 4]].any(axis=1).all()
@@ -65,27 +72,27 @@ def test_bad_images_keep_their_row_with_a_zero_vector(images):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, 1e30])
 def test_vectors_that_cannot_be_normalised_are_not_finite(images, value):
-    done = embed_rows(images[:4], embedder=MeanColour({2: value}), spec=SPEC, pool=None)
+    done = embed(images[:4], embedder=MeanColour({2: value}), pool=None)
     assert done.status_N.tolist() == [0, 0, RowStatus.NOT_FINITE, 0]
     assert not done.embeddings_ND[2].any()
 
 
 def test_a_bad_image_keeps_its_first_status():
-    done = embed_rows([None], embedder=MeanColour({0: float("nan")}), spec=SPEC, pool=None)
+    done = embed([None], embedder=MeanColour({0: float("nan")}), pool=None)
     assert done.status_N.tolist() == [RowStatus.NULL_BYTES]
 
 
 def test_an_empty_shard_gives_an_empty_table():
-    done = embed_rows([], embedder=MeanColour(), spec=SPEC, pool=None)
+    done = embed([], embedder=MeanColour(), pool=None)
     table = embedding_table([], [], done.status_N, done.embeddings_ND)
     assert read_ipc(ipc_bytes(table)).num_rows == 0
 
 
 def test_threads_give_the_same_bytes(images):
     embedder = build_embedder(SPEC, weights=find_weights(SPEC, ""), device="cpu")
-    alone = embed_rows(images, embedder=embedder, spec=SPEC, pool=None)
+    alone = embed(images, embedder=embedder, pool=None)
     with ThreadPoolExecutor(3) as pool:
-        together = embed_rows(images, embedder=embedder, spec=SPEC, pool=pool)
+        together = embed(images, embedder=embedder, pool=pool)
     assert alone.embeddings_ND.tobytes() == together.embeddings_ND.tobytes()
 
 
@@ -95,7 +102,7 @@ def test_an_error_of_the_encoder_is_not_swallowed(images):
             raise torch.cuda.OutOfMemoryError(f"no room for {len(images_BCHW)} images")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        embed_rows(images, embedder=Broken(), spec=SPEC, pool=None)
+        embed(images, embedder=Broken(), pool=None)
 
 
 def made_table(rows=20_000, dim=4):

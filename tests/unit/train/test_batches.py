@@ -12,7 +12,16 @@ from mlcd_core.dataset import ShardReader
 from mlcd_core.errors import DataError, LabelDataError
 from mlcd_core.train.batches import BatchReader
 from mlcd_core.train.ranks import Ranks
-from tests.unit.train.tiny import BAD_ROWS, NUM_CLASSES, NUM_USABLE, SHARD_ROWS, label_table, tiny_spec, write_tiny_data
+from tests.unit.train.tiny import (
+    BAD_ROWS,
+    NUM_CLASSES,
+    NUM_USABLE,
+    ROW_GROUP_ROWS,
+    SHARD_ROWS,
+    label_table,
+    tiny_spec,
+    write_tiny_data,
+)
 
 
 class RankOf(Ranks):
@@ -144,7 +153,7 @@ def test_labels_beyond_the_classes_are_refused(data):
 def test_a_labelled_image_that_does_not_decode_is_an_error_with_its_key(data, tmp_path):
     table = pq.read_table(tmp_path / "1.parquet")
     broken = pa.array([b"not an image", *table["png"].to_pylist()[1:]], pa.binary())
-    pq.write_table(table.set_column(1, "png", broken), tmp_path / "1.parquet")
+    pq.write_table(table.set_column(1, "png", broken), tmp_path / "1.parquet", row_group_size=ROW_GROUP_ROWS)
     with reader(data) as batches, pytest.raises(DataError, match="'1-0' has labels but does not decode"):
         list(batches.batches(0, batches.lanes.steps_per_epoch))
 

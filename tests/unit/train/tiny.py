@@ -20,6 +20,7 @@ from mlcd_core.train.batches import Batch
 NUM_CLASSES = 24
 NUM_LABELS = 4
 SHARD_ROWS = (37, 20, 44)
+ROW_GROUP_ROWS = 9
 BAD_ROWS = {(0, 3), (0, 36), (2, 10), (2, 11)}
 NUM_USABLE = sum(SHARD_ROWS) - len(BAD_ROWS)
 BATCH_ROWS = 16
@@ -57,14 +58,14 @@ def write_tiny_data(folder: Path) -> TrainData:
                 images[row], labels[row] = None, -1
         keys = [f"{shard}-{row}" for row in range(num_rows)]
         table = pa.table({"key": keys, "png": pa.array(images, pa.binary())})
-        pq.write_table(table, folder / f"{shard}.parquet", row_group_size=9)
+        pq.write_table(table, folder / f"{shard}.parquet", row_group_size=ROW_GROUP_ROWS)
         pq.write_table(label_table(keys, labels), folder / f"{shard}.labels")
     return open_tiny_data(folder)
 
 
 def open_tiny_data(folder: Path) -> TrainData:
     shards = tuple(
-        Shard(uri=str(folder / f"{i}.parquet"), digest=f"{i}" * 64, bytes=0, rows=rows)
+        Shard(uri=str(folder / f"{i}.parquet"), digest=f"{i}" * 64, bytes=0, rows=rows, row_groups=_row_groups(rows))
         for i, rows in enumerate(SHARD_ROWS)
     )
     return TrainData(shards, partial(_read_labels, folder))
@@ -98,6 +99,10 @@ def global_batch(step: int) -> Batch:
     positives_BL[1] = -1
     positives_BL[2, 1:] = -1
     return Batch(pixels_BCHW, positives_BL, torch.arange(BATCH_ROWS), ("",) * BATCH_ROWS)
+
+
+def _row_groups(num_rows: int) -> tuple[int, ...]:
+    return tuple(min(ROW_GROUP_ROWS, num_rows - first) for first in range(0, num_rows, ROW_GROUP_ROWS))
 
 
 def _read_labels(folder: Path, shard: int) -> pa.Table:

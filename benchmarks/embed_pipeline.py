@@ -1,0 +1,93 @@
+"""The embed stage as a user runs it, `mlcd run --until embed` on a fresh root, and what its receipts say of its speed.
+
+The times are those at which the receipts were written (their files' modification times), so nothing in the stage takes
+part in the measurement. Every run has a Prefect home and a memory of digests of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from embed_bare import Loop, Mark
+
+from mlcd_core import open_run
+from mlcd_core.store.records import decode_receipt
+
+IN_FLIGHT = 2  # units that an actor has at a time
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Actors of the stage, threads of each, and the most rows of a unit."""
+
+    workers: int
+    threads: int
+    unit_rows: int
+
+    def __str__(self) -> str:
+        actors = f"{self.workers} actor{'s' if self.workers > 1 else ''}"
+        return f"{actors} of {self.threads} thread{'s' if self.threads > 1 else ''}, units of {self.unit_rows:,}"
+
+    @property
+    def begun(self) -> int:
+        """The most images of units that may be begun when one of them ends."""
+        return (IN_FLIGHT * self.workers - 1) * self.unit_rows
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One run of the stage: ``loop`` has a mark for each receipt, ``startup_s`` ends with the first one."""
+
+    loop: Loop
+    startup_s: float
+
+
+def run_pipeline(data: str, settings: Mapping[str, Any], setting: Setting, folder: Path) -> PipelineRun:
+    """Embed the shards of a folder with nothing left from before."""
+    root = tempfile.mkdtemp(prefix="root-", dir=folder)
+    words = {**settings, "device": "cpu", "rows_per_unit": setting.unit_rows}
+    words |= {"workers": setting.workers, "threads": setting.threads}
+    started = time.time()
+    mlcd_run(data, root, words, folder)
+    marks = receipt_marks(Path(root))
+    column = open_run(root).embeddings()["embedding"].combine_chunks()
+    embeddings_ND = column.flatten().to_numpy().reshape(len(column), -1)
+    return PipelineRun(Loop(embeddings_ND, marks), marks[0].seconds - started)
+
+
+def mlcd_run(
+    data: str, root: str, settings: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`mlcd run --until embed`; the JSON summary. Ends this script when the run fails."""
+    chosen = [word for name, value in settings.items() for word in ("--set", f"embed.{name}={value}")]
+    mlcd = str(Path(sys.executable).parent / "mlcd")
+    command = [mlcd, "run", "--data", data, "--root", root, "--until", "embed", *chosen, "--json"]
+    home = tempfile.mkdtemp(prefix="home-", dir=folder)
+    inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    private = {"PREFECT_HOME": home, "XDG_CACHE_HOME": home}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**inherited, **private, **(environment or {})}, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return summary
+
+
+def receipt_marks(root: Path) -> list[Mark]:
+    """The images that were committed when each receipt of embed was written, in the order of writing."""
+    marks, images = [], 0
+    paths = root.glob("embed/*/units/*.json")
+    for seconds, path in sorted((path.stat().st_mtime, path) for path in paths):
+        receipt = decode_receipt(path.read_bytes(), str(path))
+        images += sum(part.rows for part in receipt.parts)
+        marks.append(Mark(seconds, images))
+    return marks

@@ -1,0 +1,179 @@
+"""Embeddings that were made elsewhere become the embeddings of this data: every row's vector is looked up by its key.
+
+Rows are joined by key, never by position over files: other tools drop bad images and deal rows out in their own order.
+Vectors need not be normalised: they are, in float64, before they are rounded to float16. What the files hold is known
+by its content, so moved files are the same vectors and a changed byte is another stage.
+
+B keys of a look-up, D dims.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlcd_core.digest_memo import DigestMemo, Remembered, default_memo
+from mlcd_core.errors import ConfigError, DataError
+from mlcd_core.identity import fingerprint
+from mlcd_core.images.adopted_files import VectorFile, find_vector_files, keys_path, map_npy, matching_vector_files
+from mlcd_core.images.key_index import ABSENT, KeyIndex, build_key_index
+from mlcd_core.images.parquet_vectors import first_vectors, read_keys
+from mlcd_core.images.stored_vectors import StoredVectors
+from mlcd_core.specs import EmbedSpec
+from mlcd_core.tables import RowStatus
+
+_SAMPLE_ROWS, _SAMPLE_KEYS, _BLOCK_PAIRS = 1_024, 3, 4_096
+
+
+@dataclass(frozen=True)
+class AdoptedSource:
+    """What there is to adopt. norms: lowest and highest of a sample; others than 1 are normalised when read."""
+
+    files: int
+    rows: int
+    dim: int
+    norms: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AdoptedRows:
+    """``embeddings_ND`` float16 unit rows, zero where ``status_N`` (int8 RowStatus) is NO_VECTOR or NOT_FINITE."""
+
+    embeddings_ND: np.ndarray
+    status_N: np.ndarray
+
+
+def adopted_digest(vectors: str, *, memo: Path | None = None) -> str:
+    """Identity of the vectors and keys that ``vectors`` names: sha256 over the contents of their files, by name.
+
+    memo: the database that remembers digests of files that have not changed since; the user's own by default.
+    """
+    with DigestMemo(memo or default_memo()) as digests:
+        return fingerprint(
+            [[_sha256(path, digests), _sha256(keys_path(path), digests)] for path in matching_vector_files(vectors)]
+        )
+
+
+def check_adopted(vectors: str, *, key_column: str = "key", keys: Sequence[str] = ()) -> AdoptedSource:
+    """Read headers, footers and a sample, before any worker is started.
+
+    keys: some of the data's, of its first shard say; DataError when not one of them has a vector.
+    Raises ConfigError and DataError as ``find_vector_files``.
+    """
+    files = find_vector_files(vectors, key_column=key_column)
+    if keys:
+        _check_common_key(files, keys, vectors)
+    sample = _sample(next(file for file in files if file.rows and file.dim))
+    norms = np.linalg.norm(sample[np.isfinite(sample).all(axis=1)], axis=1)
+    lowest, highest = (float(norms.min()), float(norms.max())) if len(norms) else (0.0, 0.0)
+    return AdoptedSource(
+        files=len(files),
+        rows=sum(file.rows for file in files),
+        dim=max(file.dim for file in files),
+        norms=(lowest, highest),
+    )
+
+
+def open_adopted(spec: EmbedSpec, vectors: str) -> "AdoptedVectors":
+    """Open the vectors that a spec adopts and index their keys: 24 bytes a key.
+
+    Raises ConfigError when they are not those of ``spec.weights_sha256``, DataError when one key has two vectors.
+    """
+    digest = adopted_digest(vectors)
+    if spec.weights_sha256 and spec.weights_sha256 != digest:
+        raise ConfigError(
+            f"embed.weights_sha256 is {spec.weights_sha256}, but the vectors of {vectors} have {digest}: they changed, "
+            "or embed.vectors names others; run again with the right ones"
+        )
+    files = find_vector_files(vectors, key_column=spec.key_column)
+    index = build_key_index(_all_keys(files), num_keys=sum(file.rows for file in files))
+    stored = StoredVectors(files)
+    _check_twins(index, stored, files)
+    return AdoptedVectors(index, stored)
+
+
+class AdoptedVectors:
+    """Looks vectors up by key; several threads may."""
+
+    def __init__(self, index: KeyIndex, stored: StoredVectors) -> None:
+        self.dim = stored.dim
+        self._index = index
+        self._stored = stored
+
+    def lookup(self, keys: Sequence[str]) -> AdoptedRows:
+        """One row per key, in their order. A key without a vector is NO_VECTOR; a zero or infinite one NOT_FINITE."""
+        location_B = self._index.find(keys)
+        status_B = np.full(len(keys), RowStatus.NO_VECTOR, np.int8)
+        embeddings_BD = np.zeros((len(keys), self.dim), np.float16)
+        known = np.flatnonzero(location_B != ABSENT)
+        found = self._stored.read(location_B[known])
+        known, vectors_KD = known[~found.missing_N], found.vectors_ND[~found.missing_N]
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm_K = np.sqrt(np.square(vectors_KD).sum(axis=1))
+        good_K = np.isfinite(norm_K) & (norm_K > 0)
+        status_B[known] = np.where(good_K, RowStatus.OK, RowStatus.NOT_FINITE)
+        embeddings_BD[known[good_K]] = vectors_KD[good_K] / norm_K[good_K, None]
+        return AdoptedRows(embeddings_BD, status_B)
+
+
+def _sha256(path: Path, digests: DigestMemo) -> str:
+    # a name of its own: as a shard, the same file is remembered with its row groups
+    name, info = f"vectors:{path.resolve()}", path.stat()
+    stamp = str(info.st_mtime_ns)
+    known = digests.get(name, info.st_size, stamp)
+    if known is None:
+        with open(path, "rb") as file:
+            known = Remembered(hashlib.file_digest(file, "sha256").hexdigest(), ())
+        digests.put(name, info.st_size, stamp, known)
+    return known.digest
+
+
+def _check_common_key(files: Sequence[VectorFile], keys: Sequence[str], vectors: str) -> None:
+    wanted = pa.array(keys, pa.string())
+    seen: list[str] = []
+    for there in _all_keys(files):
+        if pc.any(pc.is_in(there, wanted)).as_py():
+            return
+        seen += there.drop_null()[: _SAMPLE_KEYS - len(seen)].to_pylist()
+    raise DataError(
+        f"no key of the data has a vector in {vectors}: the data has {', '.join(keys[:_SAMPLE_KEYS])}; the vectors "
+        f"have {', '.join(seen) or 'no keys'}; set embed.key_column to the column that both share"
+    )
+
+
+def _all_keys(files: Sequence[VectorFile]) -> Iterator[pa.Array]:
+    return (keys for file in files for keys in read_keys(file.keys, file.key_column))
+
+
+def _sample(file: VectorFile) -> np.ndarray:
+    if not file.vector_column:
+        return np.asarray(map_npy(file.vectors)[:_SAMPLE_ROWS], np.float64)
+    found = first_vectors(file.vectors, file.vector_column, file.dim)
+    return np.asarray(found.vectors_ND[~found.missing_N], np.float64)
+
+
+def _check_twins(index: KeyIndex, stored: StoredVectors, files: Sequence[VectorFile]) -> None:
+    """A key that stands twice is fine while its vectors are equal: then it does not matter which is read."""
+    pairs = index.twins()
+    for first in range(0, len(pairs), _BLOCK_PAIRS):
+        one, other = (stored.read(column) for column in pairs[first : first + _BLOCK_PAIRS].T)
+        equal = ((one.vectors_ND == other.vectors_ND) | (np.isnan(one.vectors_ND) & np.isnan(other.vectors_ND))).all(1)
+        equal &= one.missing_N == other.missing_N
+        if not equal.all():
+            a, b = (int(location) for location in pairs[first + np.flatnonzero(~equal)[0]])
+            raise DataError(
+                f"the key {_key_at(files, a)!r} has two different vectors: {stored.place(a)} and {stored.place(b)}; "
+                "expected one: take the file that is wrong out of embed.vectors"
+            )
+
+
+def _key_at(files: Sequence[VectorFile], location: int) -> str:
+    for keys in _all_keys(files):
+        if location < len(keys):
+            return str(keys[location].as_py())
+        location -= len(keys)
+    raise AssertionError(location)

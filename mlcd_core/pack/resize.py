@@ -1,0 +1,60 @@
+"""Shrinks images that are larger than wanted to JPEG; all others keep their bytes.
+
+RGB first, then bicubic, as the exact decoding does. An image that cannot be decoded stays as it is: embedding gives it
+its status, which packing would only hide.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from mlcd_core.images.decode import FORMATS
+
+# as embed.max_pixels: larger ones are given a status there and are never decoded
+MOST_PIXELS = 64_000_000
+MOST_JPEG_SIDE = 65_500
+
+Outcome = Literal["as_it_is", "resized", "not_resized"]
+
+
+@dataclass(frozen=True)
+class Resized:
+    """The bytes to keep; ``not_resized`` where an image should have been shrunk or looked at and could not."""
+
+    data: bytes
+    outcome: Outcome
+
+
+def resized(data: bytes, *, short_side: int, quality: int) -> Resized:
+    """A JPEG whose short side has ``short_side`` pixels, of an image whose short side has more. Never raises."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd files, which get their status later
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if min(image.size) <= short_side:
+                return Resized(data, "as_it_is")
+            size = _shrunk_size(image.size, short_side)
+            if image.width * image.height > MOST_PIXELS or max(size) > MOST_JPEG_SIDE:
+                return Resized(data, "not_resized")
+            small = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
+    except Exception:  # decoders raise almost anything
+        return Resized(data, "not_resized")
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=quality)
+    return Resized(sink.getvalue(), "resized")
+
+
+def _shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return short_side, int(short_side * height / width)  # torchvision's rounding
+    return int(short_side * width / height), short_side
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL clips 16-bit gray at 255; its high byte is what decoding sees
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
