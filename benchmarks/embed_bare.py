@@ -101,9 +101,9 @@ def chunk_pixels(images: Sequence[bytes], image_size: int) -> np.ndarray:
 def plain_pixels(data: bytes, image_size: int) -> np.ndarray:
     """RGB, short side to ``image_size`` by a bicubic filter, the centre square; uint8 HWC."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = image_size / min(image.size)
-    if scale != 1:
-        width, height = (max(image_size, int(scale * side)) for side in image.size)
+    short = min(image.size)
+    if short != image_size:
+        width, height = (image_size * side // short for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))

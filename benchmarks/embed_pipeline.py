@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from embed_bare import Loop, Mark
 
 from mlcd_core import open_run

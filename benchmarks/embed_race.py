@@ -27,7 +27,7 @@ PILOT_SHARE = 4  # the bare loop's splits are tried on a quarter of the shards
 class Race:
     """A model and the images that both embed.
 
-    settings: of ``embed``, for the command. pretrained: a weights file, or empty. group_rows: of the shards' row groups.
+    settings: of ``embed``, for the command. group_rows: of a row group. pretrained: a weights file, or empty.
     """
 
     title: str
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def race(entry: Race, images: str, repeats: int, folder: Path) -> Outcome:
-    """Try the bare loop's splits, then let it and all settings of the pipeline take turns, each second turn backwards."""
+    """Find the bare loop's best split, then let it and all settings take turns, each second time backwards."""
     paths = write_shards(images, entry, Path(tempfile.mkdtemp(prefix="data-", dir=folder)))
     pilot = {split: bare(entry, paths[: max(2, len(paths) // PILOT_SHARE)], split)[1].rate for split in SPLITS}
     split = max(pilot, key=lambda split: pilot[split])

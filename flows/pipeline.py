@@ -30,6 +30,7 @@ def pipeline(
     overrides: dict[str, Any] | None = None,
     pin: dict[str, str] | None = None,
     rounds: int = 1,
+    retry_failed: bool = False,
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -47,9 +48,11 @@ def pipeline(
         pin: Stage to use as it is, by run name or digest: {"cluster": "default"} labels new shards with old centroids.
         rounds: How often to run the stages. Each round after the first embeds with the tower that the one before
             trained, and is a run of its own, named NAME-round2, NAME-round3, ...
+        retry_failed: Embed again what could not be embedded: units whose shard could not be read, or whose worker died.
+            They get a new attempt, and so does the stage; where the bytes are equal, all below is cached.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
-    summary = rounds_summary(run_rounds(request, selected, rounds))
+    summary = rounds_summary(run_rounds(request, selected, rounds, retry_failed=retry_failed))
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

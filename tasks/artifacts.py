@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from mlcd_core.charts import curves_png, data_uri, histogram_png
 from mlcd_core.store import Manifest
 from tasks.reporting import best_effort_errors, stage_logger
-from tasks.tables import cluster_table, iterations_table, metrics_table
+from tasks.tables import cluster_table, failed_units_table, iterations_table, metrics_table
 
 
 def publish_stage_artifact(record: dict[str, Any], manifest: Manifest) -> None:
@@ -49,7 +49,7 @@ def markdown_table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
 def _pictures(manifest: Manifest) -> list[str]:
     metrics = manifest.metrics
     if manifest.stage == "embed":
-        return [markdown_table(["status", "rows"], list(metrics["status"].items()))]
+        return _embed_tables(manifest)
     if manifest.stage == "cluster":
         every_size = [size for size, clusters in metrics["sizes"] for _ in range(clusters)]
         sizes = histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster")
@@ -79,6 +79,18 @@ def _pictures(manifest: Manifest) -> list[str]:
         header, rows = metrics_table(metrics["scores"])
         return [markdown_table(header, rows)] if rows else ["No labels were given: cluster evidence only."]
     return []
+
+
+def _embed_tables(manifest: Manifest) -> list[str]:
+    """On what it ran, rows by status, and the units that failed."""
+    metrics = manifest.metrics
+    head = [("embedded on", ", ".join(manifest.provenance["devices"]) or "-")]
+    psnr = metrics.get("fast_decode_psnr")
+    if psnr is not None:
+        quality = f"PSNR {psnr['mean_db']:.1f} dB, worst {psnr['worst_db']:.1f} dB, of {psnr['images']:,} images"
+        head.append(("fast decoding against exact", quality))
+    tables = [markdown_table(["", ""], head), markdown_table(["status", "rows"], list(metrics["status"].items()))]
+    return tables + ([markdown_table(*failed_units_table(metrics))] if metrics["failed_units"] else [])
 
 
 def _train_rows(manifest: Manifest) -> list[tuple[str, str]]:

@@ -1,92 +1,100 @@
-"""embed: every image of a shard to one normalised float16 vector; one unit per shard."""
+"""embed: every image to one normalised float16 vector; a unit is a span of a shard's row groups."""
 
+import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mlcd_core.dataset import Shard, ShardReader
-from mlcd_core.identity import fingerprint, sha256_hex, short
+from mlcd_core.dataset import spans_of
+from mlcd_core.identity import fingerprint, sha256_hex
 from mlcd_core.runtimes import EmbedRuntime
 from mlcd_core.specs import EmbedSpec
-from mlcd_core.store import StageFolder, UnitTask, open_files
+from mlcd_core.store import Receipt, UnitTask
+from tasks.embed_ledger import EmbedLedger, embed_metrics, embed_notes
+from tasks.embed_worker import UnitEmbedder, reads_of
 from tasks.run import Run
 from tasks.units import run_units
 from tasks.work import Committed, Job, Made, StageWork, settings
 
+IN_FLIGHT = 2  # one unit is read and decoded while the other is on the device
+
 
 def embed_work(run: Run, _committed: Committed) -> StageWork:
-    """Describe the stage: one unit per shard."""
+    """Describe the stage: one unit per span."""
     spec = resolved_embed_spec(run)
     _, runtime = settings(run, "embed")
     assert isinstance(runtime, EmbedRuntime)
-    units = tuple(fingerprint([shard.digest, [0, shard.rows]]) for shard in run.shards)
-    inputs = {"data": run.data_digest}
+    spans = spans_of(run.shards, spec.rows_per_unit)
+    units = tuple(fingerprint([s.shard.digest, [s.first_row, s.first_row + s.rows]]) for s in spans)
 
     def make(job: Job) -> Made:
-        if job.plan.pending:
-            job.session.start()
+        ledger = EmbedLedger(run.shards, spans, units, runtime)
+        ledger.check()
+        done = _done(job, units)
+        for unit, receipt in done.items():
+            ledger.book(unit, receipt.parts[0].counts)
+
+        def heard(task: UnitTask, values: Mapping[str, Any]) -> None:
+            ledger.book(task.unit, values["counts"])
+
         pending = list({task.unit: task for task in job.plan.pending}.values())
-        run_units(
-            UnitEmbedder,
-            {"root": run.files.uri(""), "spec": spec, "runtime": runtime},
-            pending,
-            [vars(run.shards[task.index]) for task in pending],
-            workers=runtime.workers,
-            report=job.report,
-        )
-        receipts = job.folder.receipts(units)
-        counts: dict[str, int] = {}
-        for part in (part for receipt in receipts for part in receipt.parts):
-            for name, count in part.counts.items():
-                counts[name] = counts.get(name, 0) + count
-        return Made(receipts, metrics={"status": counts})
+        if pending:
+            job.session.start()
+            run_units(
+                UnitEmbedder,
+                {"root": run.files.uri(""), "spec": spec, "runtime": runtime},
+                pending,
+                [reads_of(spans[task.index]) for task in pending],
+                workers=runtime.workers,
+                report=job.report,
+                in_flight=IN_FLIGHT,
+                num_gpus=gpus_per_worker(runtime),
+                on_unit=heard,
+            )
+        made = job.folder.receipts([task.unit for task in pending], pending)
+        done |= {receipt.unit: receipt for receipt in made}
+        receipts = [done[unit] for unit in units]
+        for receipt in receipts:
+            ledger.book(receipt.unit, receipt.parts[0].counts)
+        return Made(receipts, embed_metrics(spans, receipts), {**embed_notes(spans, receipts), "model": _model(spec)})
 
     rows = sum(shard.rows for shard in run.shards)
-    return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=rows)
+    return StageWork(spec=spec, inputs={"data": run.data_digest}, make=make, units=units, expected_rows=rows)
 
 
 def resolved_embed_spec(run: Run) -> EmbedSpec:
-    """The spec with the sha256 of the weights that ``embed.pretrained`` names."""
-    from mlcd_core.images.embedder import find_weights
-
+    """The spec with the sha256 of the weights that ``embed.pretrained`` names, or of the vectors that are adopted."""
     spec, runtime = settings(run, "embed")
     assert isinstance(spec, EmbedSpec)
     assert isinstance(runtime, EmbedRuntime)
+    if spec.embedder == "adopted":
+        from mlcd_core.images.adopted import adopted_digest
+
+        return spec.model_copy(update={"weights_sha256": adopted_digest(runtime.vectors)})
+    from mlcd_core.images.embedder import find_weights
+
     return spec.model_copy(update={"weights_sha256": sha256_hex(find_weights(spec, runtime.pretrained))})
 
 
-class UnitEmbedder:
-    """Embeds one shard and commits it."""
+def gpus_per_worker(runtime: EmbedRuntime) -> float:
+    """The share of a GPU that each worker gets: one where there are enough, a part where they share; 0 on CPUs."""
+    import ray
 
-    def __init__(self, root: str, spec: EmbedSpec, runtime: EmbedRuntime) -> None:
-        import torch
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if runtime.device == "cpu" or num_gpus == 0:
+        return 0.0
+    sharing = math.ceil(runtime.workers / num_gpus)
+    return math.floor(10_000 / sharing) / 10_000  # Ray counts in ten-thousandths
 
-        from mlcd_core.device import pick_device
-        from mlcd_core.images.embedder import build_embedder, find_weights
 
-        torch.set_num_threads(runtime.threads)
-        self._spec = spec
-        self._folder = StageFolder(open_files(root), spec)
-        weights = find_weights(spec, runtime.pretrained)
-        self._embedder = build_embedder(spec, weights=weights, device=pick_device(runtime.device))
-        self._pool = ThreadPoolExecutor(runtime.threads)
+def _done(job: Job, units: tuple[str, ...]) -> dict[str, Receipt]:
+    finished = [unit for unit in dict.fromkeys(units) if unit in job.plan.done]
+    return {receipt.unit: receipt for receipt in job.folder.receipts(finished)} if finished else {}
 
-    def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
-        """Commit the unit and return its rows."""
-        from mlcd_core.embedding import embed_shard, status_counts
-        from mlcd_core.images.embed_shard import ipc_bytes
 
-        shard = Shard(**reads)
-        reader = ShardReader(shard, image_column=self._spec.image_column, key_column=self._spec.key_column)
-        table = embed_shard(reader, embedder=self._embedder, spec=self._spec, pool=self._pool)
-        counts = status_counts(table)
-        part = self._folder.put(
-            short(task.unit),
-            ".arrow",
-            ipc_bytes(table),
-            rows=table.num_rows,
-            usable=counts.get("ok", 0),
-            counts=counts,
-        )
-        self._folder.commit(task, [part])
-        return int(table.num_rows)
+def _model(spec: EmbedSpec) -> dict[str, str]:
+    return {
+        "embedder": spec.embedder,
+        "architecture": spec.architecture,
+        "weights_sha256": spec.weights_sha256,
+        "precision": spec.precision,
+    }

@@ -112,7 +112,8 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
         towers = {name: embedder for name, embedder in embedders.items() if name != "source"}
         train = encode_shards(job.shards, towers, spec=job.spec, pool=pool, usable_N=usable_N)
         train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
-        test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool)
+        captions = job.embed_spec.caption_column if job.embed_spec.feature == "image_text_mean" else ""
+        test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool, caption_column=captions)
         probes = compare_features(train, test, spec=job.spec)
     clusters = describe_clusters(
         labels_NL,

@@ -19,6 +19,16 @@ LOG_EVERY_S = 5.0
 SHOWN = {
     "train_step": ("step", "epoch", "loss", "positive_cosine", "negative_cosine", "images_per_s", "data_wait_share"),
     "cluster.iteration": ("iteration", "objective", "changed_share", "splits"),
+    "unit": (
+        "done",
+        "total",
+        "rows_per_s",
+        "eta_s",
+        "device",
+        "storage_share",
+        "decode_share",
+        "model_share",
+    ),
 }
 
 

@@ -12,9 +12,9 @@ from mlcd_core.config import Config, load_config, suggestion
 from mlcd_core.dataset import Shard, ShardReader, data_digest, find_shards
 from mlcd_core.digest_memo import default_memo
 from mlcd_core.errors import ConfigError
+from mlcd_core.objects import is_s3
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Files, open_files
-from mlcd_core.store.opening import S3
 from tasks.demo_data import DEMO, compose_demo
 from tasks.tower import with_tower
 
@@ -60,7 +60,7 @@ def open_run(request: Request) -> Run:
     for key in ("root", "data", "eval_data"):
         path = getattr(request, key)
         is_demo = key != "root" and path == DEMO
-        if path and not is_demo and not path.startswith(S3) and not Path(path).is_absolute():
+        if path and not is_demo and not is_s3(path) and not Path(path).is_absolute():
             raise ConfigError(
                 f"{key} is {path!r}; a deployment runs in another folder than yours, so give an absolute path, or s3://..."
             )
@@ -97,9 +97,7 @@ def _check_columns(run: Run) -> None:
         readable = (shard for shard in shards if not shard.error)
         # where none can be read, the first says why
         for shard in [next(readable, shards[0])] if shards else []:
-            ShardReader(
-                shard, image_column=embed.image_column, label_column=run.label_column, caption_column=captions
-            )
+            ShardReader(shard, image_column=embed.image_column, label_column=run.label_column, caption_column=captions)
 
 
 def read_settings(request: Request) -> Config:

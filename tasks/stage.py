@@ -65,11 +65,13 @@ class StageOutcome:
         }
 
 
-def run_stages(run: Run, selected: list[StageName], session: RaySession) -> list[StageOutcome]:
+def run_stages(
+    run: Run, selected: list[StageName], session: RaySession, *, retry_failed: bool = False
+) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
     A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
-    has work.
+    has work. retry_failed: see ``run_stage``.
     """
     pinned = resolve_pins(run)
     if "train" in selected:
@@ -81,7 +83,8 @@ def run_stages(run: Run, selected: list[StageName], session: RaySession) -> list
             outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
             break
         if stage in selected and stage not in pinned:
-            state = stage_task.with_options(name=stage)(stage, run, committed, session, return_state=True)
+            task_of_stage = stage_task.with_options(name=stage)
+            state = task_of_stage(stage, run, committed, session, retry_failed, return_state=True)
             outcome = state.result(raise_on_failure=False)
             if isinstance(outcome, Exception):
                 raise outcome
@@ -96,14 +99,16 @@ def run_stages(run: Run, selected: list[StageName], session: RaySession) -> list
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySession) -> Any:
+def stage_task(
+    stage: StageName, run: Run, committed: Committed, session: RaySession, retry_failed: bool = False
+) -> Any:
     """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
 
     An error meant for people becomes a failed state with its text; any other is raised with its traceback.
     """
     started = time.monotonic()
     try:
-        outcome = run_stage(stage, run, committed, session)
+        outcome = run_stage(stage, run, committed, session, retry_failed=retry_failed)
     except MlcdError as error:
         text = f"{type(error).__name__}: {error}"
         stage_logger().error(text)
@@ -112,12 +117,20 @@ def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySes
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
-def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySession) -> StageOutcome:
-    """Look up, run what is pending, seal and show one stage."""
+def run_stage(
+    stage: StageName, run: Run, committed: Committed, session: RaySession, *, retry_failed: bool = False
+) -> StageOutcome:
+    """Look up, run what is pending, seal and show one stage.
+
+    retry_failed: units that could not be done (of embed: its shard could not be read, or its worker died) are done
+    again as their next attempt, though the stage may be committed; the manifest seals as its next attempt. A stage
+    without such units is looked up as ever. Equal bytes are an equal digest: then all stages below are hits.
+    """
     started = time.monotonic()
     work = stage_work(stage, run, committed)
     folder = StageFolder(run.files, work.spec)
-    plan = folder.plan(work.inputs, work.units)
+    redo = folder.failed_units(work.units) if retry_failed else frozenset[str]()
+    plan = folder.plan(work.inputs, work.units, redo)
     record = RunRecord(run.files, run.request.name)
     record.note(stage, folder.fingerprint, work, plan.manifest)
     manifest = plan.manifest

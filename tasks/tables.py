@@ -7,6 +7,8 @@ from mlcd_core.store import Manifest
 
 MEASURES = {"knn": "kNN", "linear_probe": "linear probe", "multilabel_map": "multi-label mAP"}
 
+MOST_FAILED_SHOWN, MOST_FAILED_NAMED = 20, 3
+
 SIZE_QUANTILES = ("min", "1 %", "25 %", "median", "75 %", "99 %", "max")
 
 
@@ -54,12 +56,31 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.3%}"
 
 
+def failed_units_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Header and rows: the units that could not be embedded, the first of them where there are many."""
+    failed = metrics["failed_units"]
+    rows: list[tuple[Any, ...]] = [(unit["status"], unit["source"], f"{unit['rows']:,}") for unit in failed]
+    more = [("...", f"{len(rows) - MOST_FAILED_SHOWN:,} more", "")] if len(rows) > MOST_FAILED_SHOWN else []
+    return ["failed unit", "of", "rows"], rows[:MOST_FAILED_SHOWN] + more
+
+
+def _embed_note(metrics: Mapping[str, Any]) -> str:
+    """Rows without an embedding by reason; units that failed as a whole by their name."""
+    failed = metrics["failed_units"]
+    reasons = {unit["status"] for unit in failed}
+    bad = [f"{rows:,} {name}" for name, rows in metrics["status"].items() if name != "ok" and name not in reasons]
+    for reason in sorted(reasons):
+        sources = [unit["source"] for unit in failed if unit["status"] == reason]
+        named = ", ".join(sources[:MOST_FAILED_NAMED]) + (", ..." if len(sources) > MOST_FAILED_NAMED else "")
+        bad.append(f"{len(sources):,} {'unit' if len(sources) == 1 else 'units'} {reason}: {named}")
+    return ", ".join(bad) or "every row usable"
+
+
 def stage_note(manifest: Manifest) -> str:
     """One line on what a committed stage made."""
     metrics = manifest.metrics
     if manifest.stage == "embed":
-        bad = {name: count for name, count in metrics["status"].items() if name != "ok"}
-        return ", ".join(f"{count:,} {name}" for name, count in bad.items()) or "every row usable"
+        return _embed_note(metrics)
     if manifest.stage == "cluster":
         return f"objective {metrics['objective'][-1]:.4f} after {metrics['iterations']} iterations"
     if manifest.stage == "label":

@@ -1,15 +1,23 @@
 """Runs the pending units of a stage on a pool of Ray Data actors; each actor commits its own units.
 
-Only small rows travel: a task in, a status out. Nothing is read back from Ray: the receipts say what is done.
+Only small rows travel: a task in, a status out. Nothing is read back from Ray: the receipts say what is done. A unit
+that kills its process again and again is given up, and the others go on.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mlcd_core import errors
 from mlcd_core.events import Report
 from mlcd_core.store import UnitTask
+from tasks.unit_marks import MOST_DEATHS, Marks, Turns, start_marks
+from tasks.unit_progress import unit_progress
+
+Values = Mapping[str, Any]
+MOST_BLOCKS = 1_000  # of Ray Data: each costs the driver milliseconds, however few units it holds
 
 
 def run_units(
@@ -20,42 +28,148 @@ def run_units(
     *,
     workers: int,
     report: Report,
+    in_flight: int = 1,
+    num_gpus: float = 0.0,
+    on_unit: Callable[[UnitTask, Values], None] | None = None,
 ) -> None:
     """Map ``worker(**arguments)`` over the pending units.
 
-    worker: a class called with ``(task: UnitTask, row)`` that commits the unit and returns its number of rows.
-    rows: what each pending unit reads, in the order of ``pending``. A MlcdError raised by a unit is raised here.
+    worker: a class called with ``(task: UnitTask, row)``, in ``in_flight`` threads of a process at a time, that commits
+    the unit and returns its number of rows, or JSON values that hold ``rows``. Where it has ``give_up``, that is called
+    with the same for a unit with which the process died three times; else such a unit ends the stage.
+    rows: what each pending unit reads, as JSON values with its number of ``rows``, in the order of ``pending``.
+    num_gpus: of each actor. on_unit: hears what each unit returned; what it raises ends the work.
+    A MlcdError raised by a unit is raised here.
     """
     if not pending:
         return
+    todo = {task.unit: task for task in pending}
+    progress = unit_progress(report, num_units=len(pending), num_rows=sum(int(row["rows"]) for row in rows))
+    with _outcomes(worker, arguments, pending, rows, workers, in_flight, num_gpus) as outcomes:
+        for outcome in outcomes:
+            if outcome["error"]:
+                raise getattr(errors, outcome["kind"], errors.StageFailedError)(outcome["error"])
+            progress(outcome["values"])
+            if on_unit is not None:
+                on_unit(todo[outcome["unit"]], outcome["values"])
+
+
+@contextmanager
+def _outcomes(
+    worker: type,
+    arguments: Mapping[str, Any],
+    pending: Sequence[UnitTask],
+    rows: Sequence[Mapping[str, Any]],
+    workers: int,
+    in_flight: int,
+    num_gpus: float,
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """What the units say, as they end; on exit nothing is left of the pool."""
     import ray
 
-    tasks = [{**vars(task), "reads": dict(reads)} for task, reads in zip(pending, rows, strict=True)]
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+    marks = start_marks()
+    # as text: Ray Data would make one Arrow type of what all units read
+    tasks = [{"task": json.dumps({**vars(task), "reads": reads})} for task, reads in zip(pending, rows, strict=True)]
+    blocks = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_BLOCKS)).map_batches(
         _UnitCaller,
-        fn_constructor_args=(worker, dict(arguments)),
+        fn_constructor_args=(worker, dict(arguments), marks, _actor_id),
         batch_size=1,
-        batch_format="numpy",
+        batch_format="pyarrow",
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(tasks))),
+        num_gpus=num_gpus or None,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers, len(tasks)),
+            max_concurrent_calls_per_actor=in_flight,
+            # one more waits in the actor: the driver looks only ten times a second who is free
+            max_tasks_in_flight_per_actor=in_flight + 1,
+            enable_true_multi_threading=in_flight > 1,
+        ),
     )
-    for done, status in enumerate(dataset.iter_rows(), start=1):
-        if status["error"]:
-            raise getattr(errors, status["kind"], errors.StageFailedError)(status["error"])
-        report("unit", {"done": done, "total": len(tasks), "rows": int(status["rows"])})
+    batches = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    try:
+        yield (json.loads(text) for batch in batches for text in batch["outcome"].to_pylist())
+    finally:
+        batches.close()
+        ray.kill(marks.actor)
+
+
+def _actor_id() -> str:
+    """Of the actor that this process is, the same after it died and was started again."""
+    import ray
+
+    return str(ray.get_runtime_context().get_actor_id())
 
 
 class _UnitCaller:
     """The Ray Data side of a unit worker: one unit per batch, expected errors as a status instead of a traceback."""
 
-    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
-        # built at the first unit, where its errors travel as a status: an actor that fails to start is only restarted
-        self._build = cache(lambda: worker(**arguments))
+    def __init__(self, worker: type, arguments: Mapping[str, Any], marks: Marks, actor_id: Callable[[], str]) -> None:
+        self._build = lambda: worker(**arguments)
+        self._marks = marks
+        self._actor_id = actor_id
+        self._turns = Turns()
+        self._building = threading.Lock()
+        self._worker: Any = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        task = UnitTask(int(batch["index"][0]), str(batch["unit"][0]), int(batch["attempt"][0]))
-        try:
-            outcome = {"rows": self._build()(task, batch["reads"][0]), "kind": "", "error": ""}
-        except errors.MlcdError as error:
-            outcome = {"rows": 0, "kind": type(error).__name__, "error": str(error)}
-        return {key: [value] for key, value in outcome.items()}
+    def __call__(self, batch: Any) -> Any:
+        import pyarrow as pa
+
+        outcomes = [self._outcome(json.loads(text)) for text in batch["task"].to_pylist()]
+        return pa.table({"outcome": outcomes})
+
+    def _outcome(self, given: dict[str, Any]) -> str:
+        task = UnitTask(given["index"], given["unit"], given["attempt"])
+        mark = self._marks.look(task.unit)
+        if mark.outcome:
+            return mark.outcome
+        if mark.deaths >= MOST_DEATHS:
+            outcome = _said(task, lambda: self._give_up(task, given["reads"], mark.deaths))
+        else:
+            with self._turns.alone() if mark.deaths else self._turns.shared():
+                outcome = _said(task, lambda: self._do(task, given["reads"]))
+        self._marks.end(task.unit, outcome)
+        return outcome
+
+    def _do(self, task: UnitTask, reads: Values) -> int | Values:
+        # built here, where errors travel as a status: an actor that fails to start is only started again
+        worker = self._started()
+        self._marks.begin(task.unit)
+        made: int | Values = worker(task, reads)
+        return made
+
+    def _give_up(self, task: UnitTask, reads: Values, deaths: int) -> int | Values:
+        worker = self._started()
+        if not hasattr(worker, "give_up"):
+            raise errors.StageFailedError(
+                f"a worker process died {deaths} times while it did unit {task.unit} ({reads}); expected it to end: "
+                "look for memory that ran out, or a broken installation, and run again; finished units are kept"
+            )
+        made: int | Values = worker.give_up(task, reads)
+        return made
+
+    def _started(self) -> Any:
+        """The worker of this process. Raises StageFailedError when the process dies of starting it."""
+        with self._building:
+            if self._worker is None:
+                start = f"start of {self._actor_id()}"
+                if self._marks.look(start).deaths >= MOST_DEATHS:
+                    raise errors.StageFailedError(
+                        f"a worker process died {MOST_DEATHS} times while it started; expected it to load its model: "
+                        "look for memory that ran out, try fewer workers, and run again; finished units are kept"
+                    )
+                self._marks.begin(start)
+                try:
+                    self._worker = self._build()
+                finally:
+                    self._marks.end(start, "")
+            return self._worker
+
+
+def _said(task: UnitTask, work: Callable[[], int | Values]) -> str:
+    """What the driver gets to know of a unit."""
+    try:
+        made = work()
+        values, kind, error = {"rows": made} if isinstance(made, int) else dict(made), "", ""
+    except errors.MlcdError as failure:
+        values, kind, error = {}, type(failure).__name__, str(failure)
+    return json.dumps({"unit": task.unit, "values": values, "kind": kind, "error": error})

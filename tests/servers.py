@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 
 START_S = 60
+PAGE = 100  # objects in one answer to a listing, so that tests have listings of many pages
 
 
 def free_port() -> int:
@@ -24,7 +25,7 @@ def free_port() -> int:
 def s3_process(port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A moto server on a port, ready to answer; killed at the end. It keeps everything in memory."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    environment = {**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 30)}
+    environment = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
             await_answer(f"http://127.0.0.1:{port}/moto-api/", process)

@@ -45,7 +45,7 @@ class ObjectFile:
         self._tail = self._get(max(0, num_bytes - TAIL_BYTES), num_bytes)
 
     def hold(self, ranges: Iterable[tuple[int, int]]) -> int:
-        """Fetch the ranges [start, stop), hold them and nothing else but the end; returns the number of requests."""
+        """Hold these ranges [start, stop), which are apart, and the end, nothing else; returns the requests it took."""
         self._held = []
         for start, stop in ranges:
             last = min(stop, self._tail.start)

@@ -33,11 +33,15 @@ class ObjectSource:
             raise not_parquet(shard.uri, first_line(error)) from error
 
     def fetched(self, row_groups: Sequence[int], columns: Sequence[str]) -> Iterator[int]:
-        """The row groups; those that one request may bring are fetched together."""
-        for run, ranges in self._runs(row_groups, columns):
-            if self._file.hold(ranges):
-                self._check_unchanged()
-            yield from run
+        """The row groups; as many as one request may bring are fetched together."""
+        try:
+            for run, ranges in self._runs(row_groups, columns):
+                if self._file.hold(ranges):
+                    self._check_unchanged()
+                yield from run
+        finally:
+            # training keeps many shards open
+            self._file.hold(())
 
     def _runs(
         self, row_groups: Sequence[int], columns: Sequence[str]

@@ -20,6 +20,7 @@ from mlcd_core.evaluate.probes import probe_features
 from mlcd_core.evaluate.shard_rows import UsableRows, usable_rows
 from mlcd_core.evaluate.targets import Targets
 from mlcd_core.images.decode import decode_images
+from mlcd_core.images.embed_shard import CaptionEmbedder
 from mlcd_core.images.embedder import Embedder
 from mlcd_core.specs import EvaluateSpec
 from mlcd_core.tables import RowStatus
@@ -43,17 +44,18 @@ def encode_shards(
     spec: EvaluateSpec,
     pool: ThreadPoolExecutor,
     usable_N: NDArray[np.bool_] | None = None,
+    caption_column: str = "",
 ) -> EncodedRows:
     """Decode every row once per image size and encode it with every embedder; rows that do not decode are left out.
 
     usable_N: rows that may be decoded, counted through all shards; None: all. Without embedders nothing is decoded and
-    every row that may be is returned with its label.
+    every row that may be is returned with its label. caption_column: what embedders that take captions are given.
     """
-    features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in embedders}
+    features = {name: [np.zeros((0, embedder.dim), np.float32)] for name, embedder in embedders.items()}
     labels: list[Any] = []
     positions: list[int] = []
     for place in usable_rows(shards, usable_N):
-        for rows in _rows(place, spec):
+        for rows in _rows(place, spec, caption_column):
             usable_B = place.usable_N[rows.first_row : rows.first_row + len(rows.images)].copy()
             images = [image if usable else None for image, usable in zip(rows.images, usable_B, strict=True)]
             decoded = {
@@ -64,7 +66,8 @@ def encode_shards(
                 usable_B &= (result.status_B == RowStatus.OK) & ~np.array(rows.upstream_failed, dtype=bool)
             for name, embedder in embedders.items():
                 pixels_BCHW = torch.from_numpy(decoded[embedder.image_size].pixels_BCHW[usable_B])
-                features[name].append(_encode(embedder, pixels_BCHW, spec.batch_rows))
+                captions = [caption for caption, usable in zip(rows.captions or [], usable_B, strict=False) if usable]
+                features[name].append(_encode(embedder, pixels_BCHW, captions, spec.batch_rows))
             found = rows.labels or [None] * len(rows.images)
             labels += [label for label, usable in zip(found, usable_B, strict=True) if usable]
             positions += [place.first_row + rows.first_row + int(i) for i in np.flatnonzero(usable_B)]
@@ -112,18 +115,29 @@ def describe_clusters(
     return quality.record()
 
 
-def _rows(place: UsableRows, spec: EvaluateSpec) -> Iterator[ImageRows]:
+def _rows(place: UsableRows, spec: EvaluateSpec, caption_column: str) -> Iterator[ImageRows]:
     if place.row_groups:
-        reader = ShardReader(place.shard, image_column=spec.image_column, label_column=spec.label_column)
+        reader = ShardReader(
+            place.shard,
+            image_column=spec.image_column,
+            label_column=spec.label_column,
+            caption_column=caption_column,
+        )
         yield from reader.read_groups(place.row_groups)
 
 
-def _encode(embedder: Embedder, pixels_BCHW: torch.Tensor, batch_rows: int) -> NDArray[np.float32]:
-    batches = [embedder.encode(batch).float().cpu() for batch in torch.split(pixels_BCHW, batch_rows)]
-    if not batches:
-        return np.zeros((0, embedder.dim), dtype=np.float32)
-    encoded: NDArray[np.float32] = torch.cat(batches).numpy()
-    return encoded
+def _encode(
+    embedder: Embedder, pixels_BCHW: torch.Tensor, captions: Sequence[str | None], batch_rows: int
+) -> NDArray[np.float32]:
+    encoded = [np.zeros((0, embedder.dim), dtype=np.float32)]
+    for first in range(0, len(pixels_BCHW), batch_rows):
+        batch = slice(first, first + batch_rows)
+        if captions and isinstance(embedder, CaptionEmbedder):
+            features_BD = embedder.encode_with_captions(pixels_BCHW[batch], captions[batch])
+        else:
+            features_BD = embedder.encode(pixels_BCHW[batch])
+        encoded.append(features_BD.float().cpu().numpy())
+    return np.concatenate(encoded)
 
 
 def _check_labels(labels: Sequence[Any], side: str) -> None:

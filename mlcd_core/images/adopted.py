@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlcd_core.digest_memo import DigestMemo, Remembered, default_memo
-from mlcd_core.errors import ConfigError, DataError
+from mlcd_core.errors import ConfigError, DataError, StageFailedError
 from mlcd_core.identity import fingerprint
 from mlcd_core.images.adopted_files import VectorFile, find_vector_files, keys_path, map_npy, matching_vector_files
 from mlcd_core.images.key_index import ABSENT, KeyIndex, build_key_index
@@ -105,12 +105,18 @@ class AdoptedVectors:
         self._stored = stored
 
     def lookup(self, keys: Sequence[str]) -> AdoptedRows:
-        """One row per key, in their order. A key without a vector is NO_VECTOR; a zero or infinite one NOT_FINITE."""
+        """One row per key, in their order. A key without a vector is NO_VECTOR; a zero or infinite one NOT_FINITE.
+
+        Raises StageFailedError when the vectors cannot be read: a DataError would be taken for a fault of the shard.
+        """
         location_B = self._index.find(keys)
         status_B = np.full(len(keys), RowStatus.NO_VECTOR, np.int8)
         embeddings_BD = np.zeros((len(keys), self.dim), np.float16)
         known = np.flatnonzero(location_B != ABSENT)
-        found = self._stored.read(location_B[known])
+        try:
+            found = self._stored.read(location_B[known])
+        except DataError as error:
+            raise StageFailedError(f"embed.vectors: {error}") from error
         known, vectors_KD = known[~found.missing_N], found.vectors_ND[~found.missing_N]
         with np.errstate(over="ignore", invalid="ignore"):
             norm_K = np.sqrt(np.square(vectors_KD).sum(axis=1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlcd_core.errors import ConfigError, DataError
 from mlcd_core.images.parquet_vectors import open_columns, parquet_dim
-from mlcd_core.store.opening import S3
+from mlcd_core.objects import is_s3
 
 _NPY, _PARQUET = ".npy", ".parquet"
 _VECTORS, _KEYS = "img_emb", "metadata"
@@ -50,7 +50,7 @@ def matching_vector_files(vectors: str) -> list[Path]:
     """The paths of the vectors, by name; they are not opened. Raises as ``find_vector_files``."""
     if not vectors:
         raise ConfigError("embed.embedder=adopted has no vectors; set embed.vectors to the folder or pattern of them")
-    if vectors.startswith(S3):
+    if is_s3(vectors):
         raise ConfigError(
             f"embed.vectors={vectors}: adopted vectors are read from local files; copy them to a disk first"
         )

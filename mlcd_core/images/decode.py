@@ -23,14 +23,14 @@ from PIL import (
     GifImagePlugin,
     Image,
     JpegImagePlugin,
-    MpoImagePlugin,
+    MpoImagePlugin,  # noqa: F401 - opens JPEGs with more pictures behind the first, as phones write
     PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
 )
 
-from mlcd_core.images.decode_cost import decode_cost
+from mlcd_core.images.decode_cost import is_too_costly
 from mlcd_core.images.square import exact_square, fast_square
 from mlcd_core.tables import RowStatus
 
@@ -66,11 +66,11 @@ def decode_images(
 ) -> DecodedImages:
     """Decode every image to ``image_size`` x ``image_size`` RGB, on the threads of ``pool`` if there is one.
 
-    Never raises for a bad image. ``max_pixels`` is for a plain JPEG, what costs more has fewer (``decode_cost.py``);
-    it is checked on the header, before any pixel is decoded, and PIL's own limit (about 179 million pixels) holds
-    beside it. mode ``fast`` changes pixels of large JPEGs a little, and no status. A file cut inside its header
-    cannot be told from a file that is no image: NOT_AN_IMAGE. PIL's warnings about odd files are ignored in this
-    process from the first call on.
+    Never raises for a bad image. ``max_pixels`` is checked on the header, before any pixel is decoded; so is what the
+    format makes of them (``decode_cost.py``), and PIL's own limit (about 179 million pixels) holds beside both. mode
+    ``fast`` changes pixels of large JPEGs a little, and no status. A file cut inside its header cannot be told from a
+    file that is no image: NOT_AN_IMAGE. PIL's warnings about odd files are ignored in this process from the first
+    call on; libtiff writes its own about broken data to stderr.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # catch_warnings is not safe with threads
     pixels_BCHW = np.zeros((len(images), 3, image_size, image_size), np.uint8)
@@ -92,18 +92,23 @@ def _decode_one(
         return RowStatus.NULL_BYTES
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if decode_cost(image, data) > max_pixels:
+            if is_too_costly(image, data, max_pixels=max_pixels):
                 return RowStatus.TOO_MANY_PIXELS
             return np.asarray(square(image, image_size))
     except Exception as error:  # decoders raise almost anything; each kind is a status
-        return _status_of(error)
+        return _status_of(error, data)
 
 
-def _status_of(error: Exception) -> RowStatus:
+def _status_of(error: Exception, data: bytes) -> RowStatus:
     if isinstance(error, Image.DecompressionBombError):
         return RowStatus.TOO_MANY_PIXELS
     if isinstance(error, UnidentifiedImageError):
         return RowStatus.NOT_AN_IMAGE
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+    if isinstance(error, EOFError) or "truncated" in str(error).lower() or _is_short_webp(data):
         return RowStatus.TRUNCATED
     return RowStatus.DECODE_ERROR
+
+
+def _is_short_webp(data: bytes) -> bool:
+    """Whether a WebP file is shorter than its first bytes say: its decoder gives no reason for a failure."""
+    return data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")

@@ -29,9 +29,7 @@ RECORD_BATCH_ROWS = 8_192
 class CaptionEmbedder(Protocol):
     """What an embedder of ``feature=image_text_mean`` can do beside ``encode``: float32 [B, D], not normalised."""
 
-    def encode_with_captions(
-        self, images_BCHW: torch.Tensor, captions: Sequence[str | None]
-    ) -> torch.Tensor:
+    def encode_with_captions(self, images_BCHW: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
         """Embed a batch; a row without a caption is its image alone."""
         ...
 

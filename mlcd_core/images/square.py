@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 # Beyond this the long side is cut to its centre before the resize: a 1 x 10,000 image at 224 px would need 1.5 GB.
 WIDEST_ASPECT = 20
 BICUBIC_SUPPORT = 2
-JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind the first, as phones write
 # times the square that a JPEG keeps at least: at once its size costs 12 dB of PSNR (a photo of 1,024 px to 224 px)
 DRAFT_FACTOR = 2
 REDUCING_GAP = 3.0
@@ -31,7 +31,7 @@ def exact_square(image: Image.Image, size: int) -> Image.Image:
 
 def fast_square(image: Image.Image, size: int) -> Image.Image:
     """The same square with a small error where the image is a JPEG of more than about four times its size."""
-    if image.format not in JPEG_FORMATS or _is_wide(image):
+    if not isinstance(image, JpegImageFile) or _is_wide(image):
         return exact_square(image, size)
     resized = _resized(image.size, size)
     drafted = image.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))

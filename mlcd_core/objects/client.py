@@ -28,17 +28,21 @@ class ObjectInfo:
     etag: str
 
 
-def open_objects() -> "Objects":
+def open_objects(patience_s: float = 300.0) -> "Objects":
     """The client of this process, for the endpoint, region and credentials that the environment names now.
 
     Any thread may use it. It is found anew at each call, so a forked or spawned process gets its own.
+    patience_s: how long a request is tried again before StoreError is raised.
     """
-    return _objects_of(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _objects_of(os.getpid(), environment, patience_s)
 
 
 @cache
-def _objects_of(process: int, environment: tuple[tuple[str, str], ...]) -> "Objects":  # noqa: ARG001 - the key
-    return Objects(Connection(Limits()), Retries())
+def _objects_of(process: int, environment: tuple[tuple[str, str], ...], patience_s: float) -> "Objects":  # noqa: ARG001
+    # who will not wait for long is not kept waiting by one silent try either
+    limits = Limits(answer_s=min(Limits.answer_s, max(patience_s, 1.0)))
+    return Objects(Connection(limits), Retries(total_s=patience_s))
 
 
 class Objects:

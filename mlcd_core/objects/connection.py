@@ -1,8 +1,9 @@
 """One client of S3 and one try of a request: an answer, or what its lack means.
 
-The client is the one that s3fs makes and keeps open on its own thread, so any thread may call. Its own retries are off:
-nested retries multiply, and a put that is repeated below us could not be told from another writer's. Endpoint, region
-and credentials come from the environment and are written nowhere.
+The client is the one that s3fs makes and keeps open on its own thread, so any thread may call. Its own retries are off,
+because nested retries multiply. One remains below it: aiohttp sends a request again, once, when a kept-alive connection
+closes before the answer, so a create may be told "taken" by its own first try. Endpoint, region and credentials come
+from the environment and are written nowhere.
 """
 
 import asyncio

@@ -5,16 +5,21 @@ a receipt (``ledger``), so that a pack can be killed at any time and go on. Proc
 """
 
 from mlcd_core.pack.folder import plan_folder
-from mlcd_core.pack.ledger import PackLedger
+from mlcd_core.pack.ledger import Changed, Failed, PackLedger
 from mlcd_core.pack.options import Kind, KindOption, PackOptions
 from mlcd_core.pack.packing import OnRows, pack_unit
 from mlcd_core.pack.plan import PackPlan, PackUnit
+from mlcd_core.pack.plan_record import recorded_tar_plan
+from mlcd_core.pack.scan import FoundFile
 from mlcd_core.pack.sources import Sources, find_sources
 from mlcd_core.pack.tar_index import BrokenTar, TarIndex, index_tar
-from mlcd_core.pack.webdataset import plan_tars, recorded_tar_plan
+from mlcd_core.pack.webdataset import plan_tars
 
 __all__ = [
     "BrokenTar",
+    "Changed",
+    "Failed",
+    "FoundFile",
     "Kind",
     "KindOption",
     "OnRows",

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from mlcd_core.errors import ConfigError, CorruptRecordError, DataError
 from mlcd_core.identity import short
-from mlcd_core.pack.plan import PackPlan, PackUnit, TarRows
-from mlcd_core.pack.keys import text_of
+from mlcd_core.pack.plan import PackPlan, PackUnit
+from mlcd_core.pack.plan_record import difference, plan_record
 from mlcd_core.store import Files, Part, Receipt, content_digest
 from mlcd_core.store.records import decode_receipt, encode, provenance
 
@@ -59,14 +59,14 @@ class PackLedger:
         names = {info.path for info in self.files.list("")}
         recorded = self.recorded()
         self._check_foreign(names, plan, recorded)
-        record = _plan_record(plan)
+        record = plan_record(plan)
         if recorded is None:
             if self.files.create(PLAN, _json(record)):
                 return
             recorded = self.recorded() or record  # of somebody who was faster
         if recorded["identity"] != plan.identity:
             if changed == "refuse":
-                raise ConfigError(_explained(recorded, plan, self.files.uri("")))
+                raise ConfigError(f"{self.files.uri('')} holds {difference(recorded, plan)}")
             self.files.delete(WHOLE)
         if recorded != record:
             self.files.put(PLAN, _json(record))
@@ -137,11 +137,10 @@ class PackLedger:
         return part.bytes == sizes[unit.path] and (failed == "keep" or part.usable == part.rows)
 
     def _check_foreign(self, names: set[str], plan: PackPlan, recorded: Mapping[str, Any] | None) -> None:
-        known = {unit.path for unit in plan.units} | {f"{unit['name']}.parquet" for unit in (recorded or {"units": []})["units"]}
-        own = known | {f"{_name_of(path)}.parquet" for path in names if path.startswith(UNITS)}
+        own = {f"{_name_of(path)}.parquet" for path in names if path.startswith(UNITS)}
+        if recorded:
+            own |= {unit.path for unit in plan.units} | {f"{unit['name']}.parquet" for unit in recorded["units"]}
         foreign = sorted(name for name in names - own if name.endswith(".parquet") and "/" not in name)
-        if not recorded:
-            foreign += sorted(names & known)
         if foreign:
             raise DataError(
                 f"{self.files.uri('')} holds Parquet files that this pack did not make: {foreign[0]}"
@@ -165,54 +164,6 @@ def receipt_path(unit: PackUnit) -> str:
 def _name_of(receipt: str) -> str:
     """The shard's name in the path of its receipt."""
     return receipt.removeprefix(f"{UNITS}/").rpartition("-")[0]
-
-
-def _plan_record(plan: PackPlan) -> dict[str, Any]:
-    return {
-        "identity": plan.identity,
-        "listing": plan.listing,
-        "kind": plan.kind,
-        "options": asdict(plan.options),
-        "columns": list(plan.columns),
-        "classes": list(plan.classes),
-        "ignored": plan.ignored,
-        "broken": [asdict(tar) for tar in plan.broken],
-        "units": [_unit_record(unit) for unit in plan.units],
-    }
-
-
-def _unit_record(unit: PackUnit) -> dict[str, Any]:
-    record = {"name": unit.name, "rows": unit.rows, "digest": unit.digest, "first_key": unit.first_key}
-    if not isinstance(unit.reads, TarRows):
-        return record
-    reads = unit.reads
-    where = {"tar": text_of(reads.tar.name), "start": reads.start, "key_prefix": reads.key_prefix}
-    return {**record, **where, "renamed": {str(row): key for row, key in reads.renamed.items()}}
-
-
-def _explained(recorded: Mapping[str, Any], plan: PackPlan, target: str) -> str:
-    """Why the plan is not the recorded one, and what to do."""
-    now = _plan_record(plan)
-    options = [
-        f"{name} was {then}, is {now['options'][name]}"
-        for name, then in recorded["options"].items()
-        if now["options"].get(name) != then
-    ]
-    digests = {unit["name"]: unit["digest"] for unit in recorded["units"]}
-    differ = [unit for unit in plan.units if digests.get(unit.name) != unit.digest]
-    if recorded["kind"] != plan.kind:
-        what = f"a pack of the kind {recorded['kind']}, these sources are of the kind {plan.kind}"
-    elif options:
-        what = f"a pack with other options: {'; '.join(options)}"
-    elif differ:
-        what = f"a pack of other files, from {differ[0].name} ({differ[0].first_key}) on"
-    else:
-        what = f"a pack of more files: {len(recorded['units']):,} shards, now {len(plan.units):,}"
-    same = len(plan.units) - len(differ)
-    return (
-        f"{target} holds {what}; pack to another folder with --to, or make it this pack with --replace, which keeps "
-        f"{same:,} of {len(plan.units):,} shards"
-    )
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

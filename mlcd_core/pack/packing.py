@@ -42,7 +42,8 @@ def pack_unit(
     Raises DataError when the sources are not those of the plan any more, StoreError when the target cannot be written.
     """
     counted = _Counted()
-    data = parquet_bytes(_counting(_rows(unit, options, counted), counted, on_rows), columns)
+    rows_read = _counting(_rows(unit, options, counted), counted, on_rows, has_labels="label" in columns)
+    data = parquet_bytes(rows_read, columns)
     counts = counted.counts
     if counts["rows"] != unit.rows:
         raise DataError(
@@ -71,14 +72,16 @@ def _rows(unit: PackUnit, options: PackOptions, counted: _Counted) -> Iterator[R
         yield row._replace(image=smaller.data)
 
 
-def _counting(rows: Iterator[Row], counted: _Counted, on_rows: Callable[[int], None]) -> Iterator[Row]:
+def _counting(
+    rows: Iterator[Row], counted: _Counted, on_rows: Callable[[int], None], *, has_labels: bool
+) -> Iterator[Row]:
     for row in rows:
         counted.counts["rows"] += 1
         if row.status != "success":
             counted.counts["failed"] += 1
             if len(counted.failures) < SHOWN_FAILURES:
                 counted.failures.append(f"{row.key}: {row.error_message}")
-        if row.label is None:
+        if has_labels and row.label is None:
             counted.counts["unlabelled"] += 1
         if counted.counts["rows"] % REPORTED_ROWS == 0:
             on_rows(REPORTED_ROWS)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mlcd_core.images.decode import FORMATS
 
-# as embed.max_pixels: larger ones are given a status there and are never decoded
+# as embed.max_pixels: an image with more is given a status there
 MOST_PIXELS = 64_000_000
 MOST_JPEG_SIDE = 65_500
 

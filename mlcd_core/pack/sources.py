@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlcd_core.errors import ConfigError, DataError
-from mlcd_core.pack.options import Kind, KindOption
 from mlcd_core.pack.keys import text_of
+from mlcd_core.pack.options import Kind, KindOption
 from mlcd_core.pack.scan import TAR_SUFFIX, Found, FoundFile, file_at, scan
-from mlcd_core.store.opening import S3
 
 SHOWN = 5
 
@@ -73,7 +72,7 @@ class _Scanned:
 
 def _resolved(source: str) -> Iterator[Path]:
     """Absolute paths of the folders and tars that a source names."""
-    if source.startswith(S3):
+    if "://" in source:
         raise ConfigError(f"{source} is not on this machine; packing reads local files: copy it here first")
     matches = [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]
     if not matches:
@@ -96,7 +95,9 @@ def _check_apart(paths: Sequence[Path]) -> None:
     for path in real:
         outer = path if given[path] > 1 else next((parent for parent in path.parents if parent in given), None)
         if outer is not None:
-            raise ConfigError(f"{path} is named twice or lies in {outer}; its images would be packed twice: name it once")
+            raise ConfigError(
+                f"{path} is named twice or lies in {outer}; its images would be packed twice: name it once"
+            )
 
 
 def _scanned(path: Path) -> _Scanned:

@@ -73,9 +73,9 @@ def index_tar(tar: FoundFile, options: PackOptions) -> TarIndex:
             for sample in read_samples(opened, tar.bytes):
                 _take(sample, places, columns, ignored)
     except BrokenTarError as error:
-        broken = BrokenTar(tar.name, error.offset, len(places), error.why)
+        broken = BrokenTar(text_of(tar.name), error.offset, len(places), error.why)
     except tarfile.ReadError as error:  # not even a first header
-        broken = BrokenTar(tar.name, 0, 0, str(error))
+        broken = BrokenTar(text_of(tar.name), 0, 0, str(error))
     except OSError as error:
         raise DataError(f"{tar.path} cannot be read: {error.strerror}; make it readable or leave it out") from error
     keys = numbered([place.key for place in places])

@@ -81,13 +81,14 @@ def _members(tar: tarfile.TarFile, tar_bytes: int) -> Iterator[tarfile.TarInfo]:
     """The whole regular files in it."""
     try:
         while (info := tar.next()) is not None:
-            tar.members = []  # it keeps all it has seen: a gigabyte for a million
+            # it keeps all it has seen, a gigabyte for a million; typeshed does not know the attribute
+            tar.members = []  # type: ignore[attr-defined]
             if info.offset_data + info.size > tar_bytes:
                 raise BrokenTarError(info.offset, "the file ends inside a member")
             if info.isreg():
                 yield info
     except tarfile.TarError as error:
-        raise BrokenTarError(tar.offset, str(error)) from error
+        raise BrokenTarError(min(tar.offset, tar_bytes), str(error)) from error
     _check_end(tar, tar_bytes)
 
 

@@ -5,20 +5,18 @@ A sample without an image is a row without one. Shards never mix tars, so a new 
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from mlcd_core.pack.keys import text_of
 from mlcd_core.pack.options import PackOptions
 from mlcd_core.pack.plan import PackPlan, PackUnit, TarRows, listing_digest, unit_digest, unit_name
-from mlcd_core.pack.scan import FoundFile
 from mlcd_core.pack.sources import Sources
 from mlcd_core.pack.table import NO_IMAGE, Row
-from mlcd_core.pack.tar_index import COLUMN_OF, BrokenTar, TarIndex, check_unchanged
+from mlcd_core.pack.tar_index import COLUMN_OF, TarIndex, check_unchanged
 from mlcd_core.pack.tar_samples import Sample, read_samples
 
 
@@ -28,7 +26,8 @@ def plan_tars(sources: Sources, indexes: Sequence[TarIndex], options: PackOption
     Where two tars have the same key, every key gets the name of its tar before it.
     """
     columns = tuple(name for name in COLUMN_OF.values() if any(name in index.columns for index in indexes))
-    prefixes = [f"{text_of(tar.name)}/" if _share_keys(indexes) else "" for tar in sources.files]
+    is_shared = _share_keys(indexes)
+    prefixes = [f"{text_of(tar.name)}/" if is_shared else "" for tar in sources.files]
     reads = [
         (span.first_key, TarRows(tar, span.start, span.rows, prefix, span.renamed))
         for tar, index, prefix in zip(sources.files, indexes, prefixes, strict=True)
@@ -42,24 +41,16 @@ def plan_tars(sources: Sources, indexes: Sequence[TarIndex], options: PackOption
         classes=(),
         ignored=dict(sum((Counter(index.ignored) for index in indexes), Counter(sources.ignored))),
         broken=tuple(index.broken for index in indexes if index.broken is not None),
-        units=tuple(_unit(i, first_key, rows, columns, options) for i, (first_key, rows) in enumerate(reads)),
+        units=tuple(tar_unit(i, first_key, rows, columns, options) for i, (first_key, rows) in enumerate(reads)),
     )
 
 
-def recorded_tar_plan(record: Mapping[str, Any], sources: Sources, options: PackOptions) -> PackPlan | None:
-    """The plan that ``PackLedger`` kept, when it was made of the same tars and options: no tar is read again."""
-    if record["listing"] != listing_digest(sources, options):
-        return None
-    columns = tuple(record["columns"])
-    tars = {text_of(tar.name): tar for tar in sources.files}
-    units = [
-        _unit(index, unit["first_key"], _rows_of_record(unit, tars), columns, options)
-        for index, unit in enumerate(record["units"])
-    ]
-    broken = tuple(BrokenTar(**tar) for tar in record["broken"])
-    return PackPlan(
-        "webdataset", record["listing"], options, columns, (), dict(record["ignored"]), broken, tuple(units)
-    )
+def tar_unit(index: int, first_key: str, rows: TarRows, columns: tuple[str, ...], options: PackOptions) -> PackUnit:
+    """The shard number ``index``."""
+    renamed = {str(row): key for row, key in rows.renamed.items()}
+    tar = list(rows.tar._replace(path=""))
+    digest = unit_digest(options, columns, ["tar", tar, rows.start, rows.rows, rows.key_prefix, renamed])
+    return PackUnit(unit_name(index), rows.rows, digest, first_key, rows)
 
 
 def tar_rows(reads: TarRows) -> Iterator[Row]:
@@ -122,15 +113,3 @@ def _share_keys(indexes: Sequence[TarIndex]) -> bool:
     """Whether two tars have a key in common; a pair of equal hashes would say so too, which does no harm."""
     hashes = np.frombuffer(b"".join(index.key_hashes for index in indexes), np.uint64)
     return len(np.unique(hashes)) < len(hashes)
-
-
-def _unit(index: int, first_key: str, rows: TarRows, columns: tuple[str, ...], options: PackOptions) -> PackUnit:
-    renamed = {str(row): key for row, key in rows.renamed.items()}
-    tar = [text_of(rows.tar.name), rows.tar.bytes, rows.tar.mtime_ns]
-    digest = unit_digest(options, columns, ["tar", tar, rows.start, rows.rows, rows.key_prefix, renamed])
-    return PackUnit(unit_name(index), rows.rows, digest, first_key, rows)
-
-
-def _rows_of_record(unit: Mapping[str, Any], tars: Mapping[str, FoundFile]) -> TarRows:
-    renamed = {int(row): key for row, key in unit["renamed"].items()}
-    return TarRows(tars[unit["tar"]], unit["start"], unit["rows"], unit["key_prefix"], renamed)

@@ -7,11 +7,15 @@
 
 A commit writes the data file, then the receipt (put-if-absent), and after the last unit the manifest. A kill between
 two of these leaves either nothing that counts or one more finished unit.
+
+A unit that could not be done is committed too, with rows of a status that only whole units have; such a receipt gives
+way to that of a later attempt.
 """
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +33,10 @@ from mlcd_core.store.records import (
     encode,
     provenance,
 )
+
+# names of ``tables.RowStatus`` that all rows of a unit get when it could not be done
+FAILED_STATUSES = frozenset({"worker_died", "unreadable"})
+READERS = 16  # receipts read at a time: one by one, 40,000 take a quarter of an hour from S3
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,13 @@ class StageFolder:
                     f"{self.files.uri(path)} holds another spec than {self.fingerprint}; move that folder away"
                 )
 
-    def plan(self, inputs: Mapping[str, str], units: Sequence[str]) -> StagePlan:
+    def plan(self, inputs: Mapping[str, str], units: Sequence[str], redo: Collection[str] = ()) -> StagePlan:
         """Compare the records with one listing of the folder.
 
         inputs: role -> digest of what the stage reads. units: identities of its units, in order; ``()`` for a chain,
         whose links are found by ``Chain``. A part that is missing or has another size makes its unit pending.
+        redo: units that are pending whatever is there, as the attempt after their current one; what is sealed stands
+        until the next manifest.
         """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         input_digest = fingerprint(dict(inputs))
@@ -93,17 +103,26 @@ class StageFolder:
         own = [m for m in self._manifests(sizes, short(input_digest)) if m.input == input_digest]
         attempt = max((m.attempt for m in own), default=0) + 1
         whole = [m for m in own if are_whole(m.parts, sizes)]
-        if whole:
+        if whole and not redo:
             newest = max(whole, key=lambda m: m.attempt)
             return StagePlan(newest, frozenset(), (), newest.attempt)
-        done, pending = self._split(units, sizes)
+        done, pending = self._split(units, sizes, frozenset(redo))
         return StagePlan(None, done, pending, attempt)
 
-    def receipts(self, units: Sequence[str]) -> list[Receipt]:
-        """The receipts of all units, in order; raises StageFailedError when one is not done."""
+    def receipts(self, units: Sequence[str], pending: Sequence[UnitTask] = ()) -> list[Receipt]:
+        """The receipts of all units, in order; raises StageFailedError when one is not done.
+
+        pending: what the plan said was to do; of these units no attempt before that counts.
+        """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         sealed = _sealed_units(self._manifests(sizes))
-        newest = {unit: self.standing(unit, _attempt(sealed, unit), sizes)[0] for unit in units}
+        first = {task.unit: task.attempt for task in pending}
+        different = dict.fromkeys(units)
+        with ThreadPoolExecutor(READERS) as readers:
+            standing = readers.map(
+                lambda unit: self.standing(unit, first.get(unit, _attempt(sealed, unit)), sizes)[0], different
+            )
+            newest = dict(zip(different, standing, strict=True))
         found = [receipt for unit in units if (receipt := newest[unit]) is not None]
         if len(found) < len(units):
             raise StageFailedError(
@@ -111,6 +130,18 @@ class StageFolder:
                 "run again"
             )
         return found
+
+    def failed_units(self, units: Sequence[str]) -> frozenset[str]:
+        """The units whose current receipt says that they could not be done."""
+        sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
+        sealed = _sealed_units(self._manifests(sizes))
+        return frozenset(
+            unit
+            for unit in units
+            if not self._is_settled(unit, sealed, sizes)
+            and (receipt := self.standing(unit, _attempt(sealed, unit), sizes)[0]) is not None
+            and is_failed(receipt.parts)
+        )
 
     def put(
         self, name: str, suffix: str, data: bytes, *, rows: int, usable: int, counts: Mapping[str, int] | None = None
@@ -214,15 +245,18 @@ class StageFolder:
     def standing(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> tuple[Receipt | None, int]:
         """The receipt of the first attempt from ``attempt`` on whose parts are whole, else the first one not taken.
 
-        sizes: path -> bytes of a listing of the folder.
+        One that failed counts only while there is no later one. sizes: path -> bytes of a listing of the folder.
         """
+        failed: tuple[Receipt | None, int] | None = None
         while self.receipt_path(unit, attempt) in sizes:
             receipt = self.read_receipt(unit, attempt)
             assert receipt is not None
             if are_whole(receipt.parts, sizes):
-                return receipt, attempt
+                if not is_failed(receipt.parts):
+                    return receipt, attempt
+                failed = (receipt, attempt)
             attempt += 1
-        return None, attempt
+        return failed or (None, attempt)
 
     def _manifests(self, sizes: Mapping[str, int], input12: str = "") -> list[Manifest]:
         found = []
@@ -233,22 +267,41 @@ class StageFolder:
                 found.append(decode_manifest(data, self.files.uri(path)))
         return found
 
-    def _split(self, units: Sequence[str], sizes: Mapping[str, int]) -> tuple[frozenset[str], tuple[UnitTask, ...]]:
+    def _split(
+        self, units: Sequence[str], sizes: Mapping[str, int], redo: frozenset[str]
+    ) -> tuple[frozenset[str], tuple[UnitTask, ...]]:
         sealed = _sealed_units(self._manifests(sizes))
         done: set[str] = set()
         pending: list[UnitTask] = []
         for index, unit in enumerate(units):
-            attempt = _attempt(sealed, unit)
-            # a sealed manifest repeats the parts of its receipts, so 40,000 of them need not be read
-            if self.receipt_path(unit, attempt) in sizes and unit in sealed and are_whole(sealed[unit][1], sizes):
+            if unit not in redo and self._is_settled(unit, sealed, sizes):
                 done.add(unit)
                 continue
-            receipt, next_attempt = self.standing(unit, attempt, sizes)
-            if receipt is not None:
+            receipt, attempt = self.standing(unit, _attempt(sealed, unit), sizes)
+            if unit in redo:
+                pending.append(UnitTask(index, unit, self._free_attempt(unit, attempt, sizes)))
+            elif receipt is not None:
                 done.add(unit)
             else:
-                pending.append(UnitTask(index, unit, next_attempt))
+                pending.append(UnitTask(index, unit, attempt))
         return frozenset(done), tuple(pending)
+
+    def _is_settled(
+        self, unit: str, sealed: "Mapping[str, tuple[int, tuple[Part, ...]]]", sizes: Mapping[str, int]
+    ) -> bool:
+        """Whether a sealed manifest names the unit's work, whole and not failed.
+
+        A manifest repeats the parts of its receipts, so 40,000 of them need not be read.
+        """
+        if unit not in sealed:
+            return False
+        attempt, parts = sealed[unit]
+        return self.receipt_path(unit, attempt) in sizes and are_whole(parts, sizes) and not is_failed(parts)
+
+    def _free_attempt(self, unit: str, attempt: int, sizes: Mapping[str, int]) -> int:
+        while self.receipt_path(unit, attempt) in sizes:
+            attempt += 1
+        return attempt
 
 
 def _sealed_units(manifests: Sequence[Manifest]) -> dict[str, tuple[int, tuple[Part, ...]]]:
@@ -271,3 +324,8 @@ def _attempt(sealed: Mapping[str, tuple[int, tuple[Part, ...]]], unit: str) -> i
 def are_whole(parts: Sequence[Part], sizes: Mapping[str, int]) -> bool:
     """Whether a listing, path -> bytes, has all of these parts with the bytes they had."""
     return all(sizes.get(part.path) == part.bytes for part in parts)
+
+
+def is_failed(parts: Sequence[Part]) -> bool:
+    """Whether these parts stand for a unit that could not be done."""
+    return any(not FAILED_STATUSES.isdisjoint(part.counts) for part in parts)

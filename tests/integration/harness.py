@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from mlcd_core.images.digit_scenes import Split, scene_parquet_bytes
+from tests.servers import free_port
 
 BIN = Path(sys.executable).parent
 # small enough for seconds, big enough that every stage has several units or links
@@ -48,9 +52,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class Mlcd:
-    """The ``mlcd`` command against one Prefect server."""
+    """The ``mlcd`` command against one Prefect server, with more variables in its environment if given."""
 
     api: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, *words: str, timeout_s: float = 400) -> Finished:
         """Run it to its end."""
@@ -70,7 +75,7 @@ class Mlcd:
         return [str(BIN / "mlcd"), *words]
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PREFECT_API_URL": self.api}
+        return {**os.environ, "PREFECT_API_URL": self.api, **self.variables}
 
 
 def kill_after_first_receipt(words: Sequence[str], root: Path, delay_s: float, mlcd: Mlcd) -> dict[str, str]:
@@ -108,6 +113,34 @@ def write_scenes(folder: Path, split: Split, *, shards: int, rows: int = 40, fir
 def tiny_settings(**changes: Any) -> list[str]:
     settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@contextmanager
+def prefect_api(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """The API address of a Prefect server that runs until the end; its log is ``server.log`` in the folder."""
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=dict(environment))
+        try:
+            wait_until_up(f"{api}/health", server)
+            yield api
+        finally:
+            stop(server)
+
+
+def wait_until_up(url: str, server: "subprocess.Popen[str]", timeout_s: float = 120) -> None:
+    """Return when the server answers; fail when it ended or takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            assert server.poll() is None, "the Prefect server ended"
+            assert time.monotonic() < deadline, f"the Prefect server did not start in {timeout_s} s"
+            time.sleep(0.3)
 
 
 def stop(process: subprocess.Popen[str]) -> None:

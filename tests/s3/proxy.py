@@ -2,7 +2,8 @@
 
 Faults come by rule: which requests (method, key), and which of them (the n-th, or a share drawn from a seeded
 generator). Signed bytes pass untouched, the Host header included. Conditional puts of one key pass one at a time,
-because the server of the tests looks and then writes without a lock. Every request is recorded with what its sender saw.
+because the server of the tests looks and then writes without a lock. Every request is recorded with
+the status that was sent.
 
 As a process of its own:
     python -m tests.s3.proxy --upstream URL --port N [--seed N] [--log FILE]
@@ -12,7 +13,6 @@ As a process of its own:
 import argparse
 import http.client
 import json
-import random
 import socket
 import struct
 import sys
@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.s3.faults import Fault, Rules
 
 NO_ANSWER = 0
 # what belongs to one connection and not to the message
@@ -32,36 +34,11 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
 class Request(NamedTuple):
-    """One request and the status its sender saw, ``NO_ANSWER`` for none. A listing has method LIST and its prefix."""
+    """One request and the status that was sent back, or ``NO_ANSWER``. A listing has method LIST and its prefix."""
 
     method: str
     key: str
     status: int
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens to requests whose method is ``method`` and whose key matches the pattern ``key``.
-
-    kind:
-        503, 409     answered so, not forwarded
-        reset        the connection is reset, not forwarded
-        silence      not forwarded; closed after ``seconds`` without an answer
-        lost reply   forwarded; closed without an answer
-        late reply   forwarded; answered after ``seconds``
-        cut body     forwarded; half of the body comes, then the connection is closed
-    nth: which of the matching requests, from 1; if none is named, each with ``probability``.
-    """
-
-    kind: Literal["503", "409", "reset", "silence", "lost reply", "late reply", "cut body"]
-    method: str = "*"
-    key: str = "*"
-    nth: tuple[int, ...] = ()
-    probability: float = 1.0
-    seconds: float = 20.0
-
-    def matches(self, method: str, key: str) -> bool:
-        return fnmatchcase(method, self.method) and fnmatchcase(key, self.key)
 
 
 @dataclass(frozen=True)
@@ -88,7 +65,7 @@ class FaultProxy:
         self.upstream = urlsplit(upstream).netloc
         self.requests: list[Request] = []
         self.stopping = threading.Event()
-        self._random = random.Random(seed)
+        self._seed = seed
         self._record = record
         self._lock = threading.Lock()
         self._of_key: dict[str, threading.Lock] = {}
@@ -110,7 +87,7 @@ class FaultProxy:
     def inject(self, *faults: Fault) -> None:
         """Replace the rules, count anew, and forget the requests so far."""
         with self._lock:
-            self._rules = [(fault, _Count()) for fault in faults]
+            self.rules = Rules(faults, self._seed)
             self.requests.clear()
 
     def count(self, method: str, key: str = "*") -> int:
@@ -118,18 +95,12 @@ class FaultProxy:
         with self._lock:
             return sum(r.method == method and fnmatchcase(r.key, key) for r in self.requests)
 
-    def fault_for(self, method: str, key: str) -> Fault | None:
-        """The first rule that hits this request; every rule that matches it counts it."""
-        with self._lock:
-            hits = [fault for fault, count in self._rules if fault.matches(method, key) and self._hits(fault, count)]
-        return hits[0] if hits else None
-
-    def note(self, method: str, key: str, status: int) -> None:
+    def note(self, request: Request) -> None:
         """Record a request."""
         with self._lock:
-            self.requests.append(Request(method, key, status))
+            self.requests.append(request)
             if self._record:
-                self._record(self.requests[-1])
+                self._record(request)
 
     def forward(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> Reply:
         """Send a request on and read the whole answer."""
@@ -146,20 +117,11 @@ class FaultProxy:
             finally:
                 connection.close()
 
-    def _hits(self, fault: Fault, count: "_Count") -> bool:
-        count.value += 1
-        return count.value in fault.nth if fault.nth else self._random.random() < fault.probability
-
     def _alone(self, path: str, headers: list[tuple[str, str]]) -> AbstractContextManager[object]:
         if not any(name.lower() == "if-none-match" for name, _ in headers):
             return nullcontext()
         with self._lock:
             return self._of_key.setdefault(path, threading.Lock())
-
-
-@dataclass
-class _Count:
-    value: int = 0
 
 
 class _Server(ThreadingHTTPServer):
@@ -182,18 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        method, key = _operation(self.command, self.path)
-        headers = list(self.headers.items())
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status = self._answer(method, key, headers, body)
-        self.server.proxy.note(method, key, status)
-
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
-
-    def _answer(self, method: str, key: str, headers: list[tuple[str, str]], body: bytes) -> int:
-        """Answer a request, or not; returns the status that was sent."""
+        """Answer a request, or not, as its fault says."""
         proxy = self.server.proxy
-        fault = proxy.fault_for(method, key)
+        self.operation = _operation(self.command, self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = proxy.rules.fault_for(*self.operation)
         match fault.kind if fault else None:
             case "503":
                 return self._send(_refusal(503, "SlowDown"))
@@ -202,47 +157,57 @@ class _Handler(BaseHTTPRequestHandler):
             case "reset":
                 return self._reset()
             case "silence":
+                self._close()
                 proxy.stopping.wait(fault.seconds)
-                return self._close()
+                return None
         try:
-            reply = proxy.forward(self.command, self.path, headers, body)
+            if fault and fault.kind == "no condition":
+                del self.headers["If-None-Match"]
+            reply = proxy.forward(self.command, self.path, list(self.headers.items()), body)
         except (ConnectionError, http.client.HTTPException):
             return self._reset()
         match fault.kind if fault else None:
             case "lost reply":
                 return self._close()
             case "late reply":
+                self._note(reply.status)
                 proxy.stopping.wait(fault.seconds)
+                return self._write(reply)
             case "cut body":
                 self.close_connection = True
                 return self._send(reply, len(reply.body) // 2)
         return self._send(reply)
 
-    def _send(self, reply: Reply, num_bytes: int | None = None) -> int:
-        try:
-            self.send_response_only(reply.status)
-            for name, value in reply.headers:
-                if name.lower() not in HOP_BY_HOP:
-                    self.send_header(name, value)
-            if reply.status != 204:
-                self.send_header("Content-Length", _length(self.command, reply))
-            self.end_headers()
-            self.wfile.write(reply.body[:num_bytes])
-        except ConnectionError:  # the sender gave up
-            return self._close()
-        return reply.status
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-    def _close(self) -> int:
+    def _send(self, reply: Reply, num_bytes: int | None = None) -> None:
+        self._note(reply.status)
+        self._write(reply, num_bytes)
+
+    def _write(self, reply: Reply, num_bytes: int | None = None) -> None:
+        self.send_response_only(reply.status)
+        for name, value in reply.headers:
+            if name.lower() not in HOP_BY_HOP:
+                self.send_header(name, value)
+        if reply.status != 204:
+            self.send_header("Content-Length", _length(self.command, reply))
+        self.end_headers()
+        self.wfile.write(reply.body[:num_bytes])
+
+    def _close(self) -> None:
+        self._note(NO_ANSWER)
         self.close_connection = True
-        return NO_ANSWER
 
-    def _reset(self) -> int:
+    def _reset(self) -> None:
         # a linger time of zero makes the close a reset
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        return self._close()
+        self._close()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def _note(self, status: int) -> None:
+        """Before the answer goes: its receiver may look at the record at once."""
+        self.server.proxy.note(Request(*self.operation, status))
+
+    def log_message(self, *_: object) -> None:
         """The requests are recorded, not printed."""
 
 

@@ -30,11 +30,11 @@ def part_of(rows, name="part", **fields):
     return Part(name=name, path=f"data/{name}", rows=rows, usable=rows, bytes=0, sha256="", **fields)
 
 
-def commit(files, name, points_ND, status_N, offset):
-    """Write an embedding part as embed does; its rows with a status hold zeros."""
+def commit(files, name, points_ND, status_N, offset, first_row=0):
+    """Write an embedding part as embed does; its rows with a status hold zeros, and count from ``first_row`` on."""
     points_ND = np.where(status_N[:, None] == 0, points_ND, np.float16(0))
-    keys = [f"{name}-{row}" for row in range(len(points_ND))]
-    data = ipc_bytes(embedding_table(np.arange(len(points_ND)), keys, status_N, points_ND))
+    rows = np.arange(first_row, first_row + len(points_ND))
+    data = ipc_bytes(embedding_table(rows, [f"{name}-{row}" for row in rows], status_N, points_ND))
     files.put(f"data/{name}", data)
     usable = int((status_N == 0).sum())
     return Part(name, f"data/{name}", len(points_ND), usable, len(data), sha256_hex(data), offset=offset)
@@ -91,6 +91,25 @@ def test_mapped_rows_are_the_stored_usable_rows_with_their_global_ids(committed)
     assert (points.num_rows, points.dim) == (len(rows_ND), DIM)
     assert np.array_equal(torch.cat([tile for _, tile in points.tiles(1000)]).numpy(), rows_ND)
     assert torch.cat([block.row_ids() for block in points.blocks]).tolist() == row_ids.tolist()
+
+
+def test_parts_of_one_shard_count_through(tmp_path):
+    """Two shards: one of three parts, whose rows count inside the shard, and one of two after it."""
+    files, random = LocalFiles(tmp_path), np.random.default_rng(0)
+    points_ND = oracle.normalised_rows(random.standard_normal((BLOCK_ROWS + 500, DIM)))
+    status_N = np.where(random.random(len(points_ND)) < 0.1, 5, 0).astype(np.int8)
+    parts, offset = [], 0
+    for part_rows in [(40, BLOCK_ROWS + 60, 100), (250, 50)]:
+        first_row = 0
+        for num_rows in part_rows:
+            own = slice(offset, offset + num_rows)
+            name = f"part-{len(parts)}"
+            parts.append(commit(files, name, points_ND[own], status_N[own], offset, first_row))
+            first_row, offset = first_row + num_rows, offset + num_rows
+    assert offset == len(points_ND)
+    points = mapped_points(files, parts, rank=0, world=1)
+    assert torch.cat([block.row_ids() for block in points.blocks]).tolist() == np.flatnonzero(status_N == 0).tolist()
+    assert np.array_equal(torch.cat([tile for _, tile in points.tiles(999)]).numpy(), points_ND[status_N == 0])
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])

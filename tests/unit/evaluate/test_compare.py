@@ -1,5 +1,6 @@
 """Encoding shards for evaluation: rows stay aligned with their labels when images are bad, and labels are checked."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from mlcd_core.dataset import Shard, find_shards
-from mlcd_core.errors import LabelDataError
+from mlcd_core.errors import DataError, LabelDataError
+from mlcd_core.evaluate import compare
 from mlcd_core.evaluate.compare import EncodedRows, compare_features, describe_clusters, encode_shards
+from mlcd_core.evaluate.shard_rows import read_raw_labels
 from mlcd_core.images.digit_scenes import scene_table
 from mlcd_core.specs import EvaluateSpec
 
@@ -70,6 +73,62 @@ def test_rows_whose_download_failed_keep_their_place_among_the_labels(tmp_path: 
     with ThreadPoolExecutor(1) as pool:
         assert len(encode_shards(found, {}, spec=SPEC, pool=pool).labels) == 4
         assert encode_shards(found, {"x": MeanColour(32)}, spec=SPEC, pool=pool).positions_N.tolist() == [0, 2, 3]
+
+
+def test_rows_that_embed_could_not_read_are_neither_read_nor_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shards(tmp_path, {3: b"this image would kill the decoder"})
+    data = bytearray((tmp_path / "1.parquet").read_bytes())
+    image = pq.ParquetFile(tmp_path / "1.parquet").metadata.row_group(1).column(1)
+    data[image.data_page_offset : image.data_page_offset + 40] = b"\xff" * 40  # rows 26 to 31 of all
+    (tmp_path / "1.parquet").write_bytes(data)
+    bad_shard = Shard("gone.parquet", "b" * 64, bytes=1, rows=0, error="it has no footer")
+    damaged = (found[0], bad_shard, found[1])
+    usable_N = np.ones(40, dtype=bool)
+    usable_N[[3, 23, *range(26, 32)]] = False  # the bad image is in both shards
+    decoded: list[bytes | None] = []
+    real = compare.decode_images
+    monkeypatch.setattr(compare, "decode_images", lambda images, **kw: decoded.extend(images) or real(images, **kw))
+    labels = scene_table("train", 0, 20, 0)["labels"].to_pylist() * 2
+    with ThreadPoolExecutor(1) as pool:
+        rows = encode_shards(damaged, {"x": MeanColour(16)}, spec=SPEC, pool=pool, usable_N=usable_N)
+        with pytest.raises(DataError, match=r"row group 1 of .*1\.parquet cannot be read"):
+            encode_shards(damaged[2:], {"x": MeanColour(16)}, spec=SPEC, pool=pool)
+    assert rows.positions_N.tolist() == np.flatnonzero(usable_N).tolist()
+    assert rows.labels == [labels[row] for row in np.flatnonzero(usable_N)]
+    assert b"this image would kill the decoder" not in decoded
+    expected = [None if 26 <= row < 32 else label for row, label in enumerate(labels)]
+    assert read_raw_labels(damaged, spec=SPEC, usable_N=usable_N) == expected
+
+
+def test_labels_alone_are_those_of_every_row(tmp_path: Path) -> None:
+    found = shards(tmp_path, {3: None})
+    assert read_raw_labels(found, spec=SPEC) == scene_table("train", 0, 20, 0)["labels"].to_pylist() * 2
+
+
+class CaptionLength(MeanColour):
+    """Takes captions: the feature of a row is the length of its own."""
+
+    def encode_with_captions(self, images_BCHW: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
+        assert len(images_BCHW) == len(captions) <= SPEC.batch_rows
+        return torch.tensor([[len(caption or "")] * 3 for caption in captions], dtype=torch.float32)
+
+
+def test_captions_go_to_the_embedder_that_takes_them_and_stay_with_their_rows(tmp_path: Path) -> None:
+    table = scene_table("train", 0, 20, 0)
+    images = [None if row == 5 else image for row, image in enumerate(table["png"].to_pylist())]
+    table = table.set_column(table.column_names.index("png"), "png", pa.array(images, pa.binary()))
+    captions = [None if row == 7 else "x" * row for row in range(20)]
+    pq.write_table(table.append_column("caption", pa.array(captions)), tmp_path / "0.parquet", row_group_size=9)
+    found = find_shards(str(tmp_path / "*.parquet"), memo=tmp_path / "memo")
+    embedders = {"source": CaptionLength(32), "tower": MeanColour(32)}
+    with ThreadPoolExecutor(1) as pool:
+        rows = encode_shards(found, embedders, spec=SPEC, pool=pool, caption_column="caption")
+        plain = encode_shards(found, embedders, spec=SPEC, pool=pool)
+    assert rows.features["source"][:, 0].tolist() == [0 if row == 7 else row for row in range(20) if row != 5]
+    np.testing.assert_array_equal(rows.features["tower"], plain.features["tower"])
+    np.testing.assert_array_equal(plain.features["source"], plain.features["tower"])
 
 
 def test_scores_come_out_by_name_with_their_details() -> None:

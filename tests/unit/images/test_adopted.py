@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlcd_core.errors import ConfigError, DataError
+from mlcd_core.errors import ConfigError, DataError, StageFailedError
 from mlcd_core.images.adopted import adopted_digest, check_adopted, open_adopted
 from mlcd_core.specs import EmbedSpec
 from mlcd_core.tables import RowStatus
@@ -243,7 +243,7 @@ def test_a_vector_of_other_dims_deep_in_a_file_is_refused_when_it_is_read(tmp_pa
     write_parquet(tmp_path / "a.parquet", list("abcd"), [[1.0, 2.0], [1.0, 2.0], None, [1.0, 2.0, 3.0]])
     adopted = open_adopted(SPEC, str(tmp_path))
     assert adopted.lookup(["a", "b", "c"]).status_N.tolist() == [OK, OK, NO_VECTOR]
-    with pytest.raises(DataError, match=r"vector at row 0 of row group 1 of .* has 3 dims, others have 2"):
+    with pytest.raises(StageFailedError, match=r"vector at row 0 of row group 1 of .* has 3 dims, others have 2"):
         adopted.lookup(["d"])
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlcd_core.images.decode import decode_images
+from mlcd_core.images.decode_cost import cost_per_pixel
 from mlcd_core.tables import RowStatus
+from tests.unit.images.hostile import scanned_jpeg
 
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
@@ -44,6 +46,16 @@ def decoded_pixels(data, size=32):
     decoded = decode_images([data], image_size=size, max_pixels=10**7)
     assert decoded.status_B.tolist() == [RowStatus.OK]
     return decoded.pixels_BCHW[0].transpose(1, 2, 0)
+
+
+def pil_reference(image, size):
+    """RGB first, bicubic resize of the short side, centre crop, by Pillow alone."""
+    rgb = image.convert("RGB")
+    short = min(rgb.size)
+    width, height = (size if side == short else int(size * side / short) for side in rgb.size)
+    rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(rgb.crop((left, top, left + size, top + size)))
 
 
 def torchvision_reference(image, size):
@@ -93,9 +105,11 @@ def test_a_png_that_lost_only_what_follows_its_pixels_is_whole():
     assert status_of(data[: data.rindex(b"IEND") - 40]) == RowStatus.TRUNCATED
 
 
-def test_a_truncated_webp_is_a_decoder_error():
-    data = encoded(photo(), "WEBP")
-    assert status_of(data[: len(data) // 2]) == RowStatus.DECODE_ERROR
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_shorter_than_it_says_is_truncated_and_a_broken_one_is_not(lossless):
+    data = encoded(photo(), "WEBP", lossless=lossless)
+    assert status_of(data[: len(data) // 2]) == RowStatus.TRUNCATED
+    assert status_of(data[:40] + np.random.default_rng(2).bytes(len(data) - 40)) == RowStatus.DECODE_ERROR
 
 
 def test_flipped_bytes_inside_png_data_are_a_decoder_error():
@@ -139,47 +153,56 @@ def test_threads_change_nothing():
     np.testing.assert_array_equal(alone.status_B, together.status_B)
 
 
-@settings(deadline=None, max_examples=60)
-@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(8, 48), seed=st.integers(0, 9))
-def test_pixels_equal_torchvision_bit_for_bit(width, height, size, seed):
+MODES = {
+    "JPEG": ["RGB", "L", "CMYK"],
+    "PNG": ["RGB", "L", "LA", "RGBA", "P", "1"],
+    "WEBP": ["RGB", "RGBA", "L"],
+    "GIF": ["P", "L", "1"],
+    "BMP": ["RGB", "L", "P", "1"],
+    "TIFF": ["RGB", "L", "RGBA", "CMYK", "P", "1", "F", "I"],
+}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind_mode=st.sampled_from([(kind, mode) for kind, modes in MODES.items() for mode in modes]),
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    size=st.integers(8, 48),
+    seed=st.integers(0, 9),
+)
+def test_pixels_of_every_format_and_mode_equal_pillows_own_bit_for_bit(kind_mode, width, height, size, seed):
+    kind, mode = kind_mode
     if max(width, height) > 20 * min(width, height):
         width = height
     image = photo(width, height, seed=seed)
+    data = encoded(image.convert("L").convert(mode) if mode in "FI" else image.convert(mode), kind)
+    np.testing.assert_array_equal(decoded_pixels(data, size), pil_reference(Image.open(io.BytesIO(data)), size))
+
+
+@pytest.mark.parametrize("shape", [(90, 61), (61, 90), (64, 64), (33, 200), (500, 333), (7, 9)])
+@pytest.mark.parametrize("size", [32, 33, 64])
+def test_pixels_equal_torchvision_bit_for_bit(shape, size):
+    image = photo(*shape)
     np.testing.assert_array_equal(decoded_pixels(encoded(image, "PNG"), size), torchvision_reference(image, size))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_each_format_equals_its_own_pil_decoding(kind):
-    data = encoded(photo(300, 200), kind)
-    np.testing.assert_array_equal(decoded_pixels(data), torchvision_reference(Image.open(io.BytesIO(data)), 32))
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")],
-)
-def test_each_colour_mode_is_converted_before_the_resize(mode, kind):
-    data = encoded(photo(mode=mode), kind)
-    reference = torchvision_reference(Image.open(io.BytesIO(data)).convert("RGB"), 32)
-    np.testing.assert_array_equal(decoded_pixels(data), reference)
 
 
 def test_palette_transparency_in_bytes_decodes_without_a_warning():
     image = photo(mode="P")
     data = encoded(image, "PNG", transparency=bytes(range(200)))
-    np.testing.assert_array_equal(decoded_pixels(data), torchvision_reference(image, 32))
+    np.testing.assert_array_equal(decoded_pixels(data), pil_reference(image, 32))
 
 
 def test_16_bit_gray_keeps_its_high_byte_where_pil_would_clip_to_white():
     gray = np.asarray(photo(mode="L"))
     data = encoded(Image.fromarray(gray.astype(np.uint16) * 257), "PNG")
-    np.testing.assert_array_equal(decoded_pixels(data), torchvision_reference(Image.fromarray(gray), 32))
+    np.testing.assert_array_equal(decoded_pixels(data), pil_reference(Image.fromarray(gray), 32))
 
 
 def test_an_animation_gives_its_first_frame():
     frames = [photo(seed=i, mode="P") for i in range(3)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(decoded_pixels(data), torchvision_reference(frames[0], 32))
+    np.testing.assert_array_equal(decoded_pixels(data), pil_reference(frames[0], 32))
 
 
 def test_an_image_of_the_right_size_is_not_resampled():
@@ -205,5 +228,85 @@ def test_extreme_shapes_are_cut_before_the_resize(size, monkeypatch):
 @pytest.mark.parametrize(("width", "height"), [(1_200, 40), (40, 1_200), (100, 3), (505, 25), (1, 60)])
 def test_cutting_a_long_image_before_the_resize_changes_no_pixel(width, height):
     image = photo(width, height)
-    difference = decoded_pixels(encoded(image, "PNG")).astype(int) - torchvision_reference(image, 32).astype(int)
+    difference = decoded_pixels(encoded(image, "PNG")).astype(int) - pil_reference(image, 32).astype(int)
     assert abs(difference).max() <= 1  # the band's edges are float32 inside PIL
+
+
+def test_exif_orientation_is_ignored():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain = encoded(photo(), "JPEG")
+    np.testing.assert_array_equal(decoded_pixels(encoded(photo(), "JPEG", exif=turned)), decoded_pixels(plain))
+
+
+def both_ways(data, size):
+    ways = [decode_images([data], image_size=size, max_pixels=10**8, mode=mode) for mode in ("exact", "fast")]
+    assert [way.status_B.tolist() for way in ways] == [[RowStatus.OK]] * 2
+    return [way.pixels_BCHW[0].transpose(1, 2, 0) for way in ways]
+
+
+def smooth_photo(width, height, mode="RGB"):
+    """Without noise: what a camera writes has little of it at the size of a pixel."""
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("shape", [(640, 480), (479, 641), (301, 1201), (1201, 301), (900, 899)])
+def test_fast_decoding_of_a_large_jpeg_is_other_pixels_and_nearly_the_same_picture(shape, mode):
+    exact, fast = both_ways(encoded(smooth_photo(*shape, mode), "JPEG", quality=90), 32)
+    error = exact.astype(float) - fast
+    assert error.any()
+    assert 10 * np.log10(255**2 / np.square(error).mean()) > 45  # half a pixel of shift gives 30
+
+
+def test_fast_decoding_reads_a_large_jpeg_at_a_fraction_of_its_size(monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+
+    def watch(image, *args, **kwargs):
+        sizes.append(image.size)
+        return resize(image, *args, **kwargs)
+
+    data = encoded(smooth_photo(1_000, 801), "JPEG")
+    monkeypatch.setattr(Image.Image, "resize", watch)
+    both_ways(data, 64)
+    assert sizes == [(1_000, 801), (250, 201)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("PNG", (640, 480)), ("WEBP", (640, 480)), ("TIFF", (640, 480)), ("JPEG", (63, 90)), ("JPEG", (2_000, 40))],
+)
+def test_fast_decoding_of_other_formats_of_small_and_of_long_images_is_exact(kind, shape):
+    exact, fast = both_ways(encoded(smooth_photo(*shape), kind), 32)
+    np.testing.assert_array_equal(exact, fast)
+
+
+@pytest.mark.parametrize(
+    ("width", "limit", "status"),
+    [
+        (5_050, 64_000_000, RowStatus.TRUNCATED),  # 25.5 million pixels, each as costly as 2.5 of a JPEG
+        (5_070, 64_000_000, RowStatus.TOO_MANY_PIXELS),
+        (5_070, 65_000_000, RowStatus.TRUNCATED),
+        (1_000, 1_000_000, RowStatus.TRUNCATED),  # a limit below the usual one counts pixels alone
+        (1_001, 1_000_000, RowStatus.TOO_MANY_PIXELS),
+    ],
+)
+def test_a_png_has_fewer_pixels_than_a_jpeg_unless_more_than_usual_are_allowed(width, limit, status):
+    assert status_of(png_header(width, width), max_pixels=limit) == status
+
+
+@pytest.mark.parametrize(("scans", "status"), [(10, RowStatus.OK), (300, RowStatus.TOO_MANY_PIXELS)])
+def test_scans_of_a_progressive_jpeg_cost(scans, status):
+    data = scanned_jpeg(1_000, scans=scans)
+    assert status_of(data, max_pixels=64_000_000) == status
+
+
+def test_thumbnails_and_pictures_behind_the_first_are_no_scans():
+    preview = encoded(photo(40, 30), "JPEG", progressive=True)
+    exif = b"\xff\xe1" + struct.pack(">H", len(preview) + 8) + b"Exif\0\0" + preview
+    plain = encoded(photo(), "JPEG")
+    for data, cost in ((plain, 1), (plain[:2] + exif * 9 + plain[2:] + preview * 9, 1), (preview, 2.5)):
+        with Image.open(io.BytesIO(data)) as image:
+            assert cost_per_pixel(image, data) == cost

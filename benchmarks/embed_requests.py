@@ -1,0 +1,126 @@
+"""Requests to S3 by the embed stage, with data and root there: counted at a proxy before the S3 server of the tests."""
+
+import sys
+import tempfile
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from embed_pipeline import mlcd_run
+from embed_race import first_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the server and the proxy belong to the tests
+
+from tests.s3.proxy import FaultProxy, Request
+from tests.servers import make_bucket, s3_environment, s3_server
+
+GOAL = 4
+BUCKET = "bench"
+GROUP_ROWS = 100
+SHARDS, PARTS, RECEIPTS, REST = "shards", "embedding parts", "receipts", "spec, manifest, record of the run, listings"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shards of ``shard_rows`` rows in row groups of 100, cut into units of at most ``unit_rows``."""
+
+    num_shards: int
+    shard_rows: int
+    unit_rows: int
+
+    @property
+    def num_units(self) -> int:
+        """Units of all shards."""
+        return self.num_shards * -(-self.shard_rows // self.unit_rows)
+
+
+CASES = (Case(4, 10_000, 10_000), Case(4, 10_000, 1_000), Case(40, 100, 100))
+
+
+def requests_section(images: str, folder: Path) -> list[str]:
+    """Every case, and what the page says of it."""
+    lines = [
+        "## Requests to S3",
+        "",
+        "Data and root on the S3 server of the tests, behind a proxy that counts; the whole of",
+        "`mlcd run --until embed`, planning included, and the same command again. A unit needs two GETs (footer and",
+        "rows; more where its rows have over 64 MiB), a PUT of its part and one of its receipt. The images are small;",
+        "the requests of big ones are the same up to that size.",
+        "",
+    ]
+    for case in CASES:
+        first, again = requests_of(case, images, folder)
+        lines += case_lines(case, by_object(first), num_again=len(again))
+    return lines
+
+
+def requests_of(case: Case, images: str, folder: Path) -> tuple[list[Request], list[Request]]:
+    """The requests of a run on a new root, and of the same command after it."""
+    settings = {"device": "cpu", "workers": 1, "threads": 2, "rows_per_unit": case.unit_rows}
+    run_folder = Path(tempfile.mkdtemp(prefix="requests-", dir=folder))
+    with s3_server() as server:
+        make_bucket(server, BUCKET)
+        upload(case, images, f"{server}/{BUCKET}")
+        with FaultProxy(server) as proxy:
+            found = []
+            for _ in range(2):
+                proxy.inject()
+                environment = s3_environment(proxy.endpoint)
+                mlcd_run(f"s3://{BUCKET}/data", f"s3://{BUCKET}/root", settings, run_folder, environment)
+                found.append(list(proxy.requests))
+    return found[0], found[1]
+
+
+def upload(case: Case, images: str, address: str) -> None:
+    """Put the shards into the bucket, past the proxy."""
+    rows = first_rows(images, case.num_shards * case.shard_rows)
+    for shard in range(case.num_shards):
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows.slice(shard * case.shard_rows, case.shard_rows), sink, row_group_size=GROUP_ROWS)
+        data = sink.getvalue().to_pybytes()
+        put = urllib.request.Request(f"{address}/data/train-{shard:05d}.parquet", data=data, method="PUT")
+        with urllib.request.urlopen(put, timeout=60):
+            pass
+
+
+def by_object(requests: Iterable[Request]) -> dict[str, Counter[str]]:
+    """Requests of each kind of object by method."""
+    found: dict[str, Counter[str]] = {name: Counter() for name in (SHARDS, PARTS, RECEIPTS, REST)}
+    for request in requests:
+        found[object_of(request)][request.method] += 1
+    return found
+
+
+def object_of(request: Request) -> str:
+    """The kind of object that a request is for."""
+    if request.method == "LIST":
+        return REST
+    if request.key.startswith("data/"):
+        return SHARDS
+    folders: Sequence[str] = request.key.split("/")
+    return PARTS if "data" in folders else RECEIPTS if "units" in folders else REST
+
+
+def case_lines(case: Case, found: dict[str, Counter[str]], *, num_again: int) -> list[str]:
+    """A table of one case."""
+    of_units = sum(sum(found[name].values()) for name in (SHARDS, PARTS, RECEIPTS)) / case.num_units
+    verdict = "met" if of_units <= GOAL else "missed"
+    return [
+        f"### {case.num_units} units of {case.unit_rows:,} rows, {case.num_shards} shards of {case.shard_rows:,}",
+        "",
+        "| object | requests | per unit |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {', '.join(f'{count} {method}' for method, count in sorted(methods.items()))} | "
+            f"{sum(methods.values()) / case.num_units:.2f} |"
+            for name, methods in found.items()
+        ),
+        "",
+        f"- Of shards, parts and receipts: {of_units:.2f} per unit; goal at most {GOAL}: {verdict}.",
+        f"- The same command again: {num_again} requests in all.",
+        "",
+    ]

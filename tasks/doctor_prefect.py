@@ -1,0 +1,50 @@
+"""Which Prefect server a run would talk to, and whether it answers."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from urllib.parse import urlsplit
+
+from tasks.doctor_findings import Finding
+
+ANSWER_S = 5
+
+
+def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The server of ``PREFECT_API_URL``, else of the profile; without one, every run starts a server for itself."""
+    from prefect.settings import get_current_settings
+
+    address = environment.get("PREFECT_API_URL") or get_current_settings().api.url
+    if not address:
+        yield Finding("prefect", "ok", "no PREFECT_API_URL: a run starts a temporary server of its own")
+        return
+    shown = _without_secrets(address)
+    yield _asked(shown)
+
+
+def _asked(address: str) -> Finding:
+    """Ask a server for its version; a client newer than its server is refused by it."""
+    ours = metadata.version("prefect")
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/admin/version", timeout=ANSWER_S) as answer:
+            theirs = json.load(answer)
+    except urllib.error.HTTPError as error:
+        return Finding("prefect", "ok", f"{address} answers {error.code}, without its version")
+    except (OSError, ValueError) as error:
+        return Finding(
+            "prefect", "error", f"{address} does not answer ({error}): start that server, or unset PREFECT_API_URL"
+        )
+    if theirs != ours:
+        text = f"{address} is Prefect {theirs}, this machine has {ours}: install the same version on both"
+        return Finding("prefect", "warning", text)
+    return Finding("prefect", "ok", f"{address} answers, Prefect {ours} on both sides")
+
+
+def _without_secrets(address: str) -> str:
+    """Scheme, host, port and path; no user, password or query."""
+    split = urlsplit(address)
+    host = split.hostname or ""
+    port = f":{split.port}" if split.port else ""
+    return f"{split.scheme}://{host}{port}{split.path}"

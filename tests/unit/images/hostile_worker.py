@@ -1,0 +1,34 @@
+"""Decodes the files named on stdin (JSON) one by one, in a process of its own, and says what each cost.
+
+    python hostile_worker.py IMAGE_SIZE MAX_PIXELS MODE < names.json
+
+Prints a JSON list of [status, CPU seconds, peak memory so far in MB above the start's].
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from mlcd_core.images.decode import decode_images
+
+
+def main(image_size: str, max_pixels: str, mode: str) -> None:
+    names = json.load(sys.stdin)
+    decode_images([b"loads everything there is to load"], image_size=8, max_pixels=64)
+    start_mb, found = peak_mb(), []
+    for name in names:
+        data, started = Path(name).read_bytes(), time.process_time()
+        decoded = decode_images([data], image_size=int(image_size), max_pixels=int(max_pixels), mode=mode)
+        found.append([int(decoded.status_B[0]), time.process_time() - started, peak_mb() - start_mb])
+    json.dump(found, sys.stdout)
+
+
+def peak_mb() -> float:
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
