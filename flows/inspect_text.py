@@ -37,7 +37,7 @@ def _units(units: Sequence[Record]) -> str:
     rows = [
         (
             unit["unit"],
-            f"{unit['first_row']:,} to {unit['first_row'] + unit['rows']:,}",
+            f"{unit['first_row']:,} to {unit['first_row'] + unit['rows'] - 1:,}" if unit["rows"] else "none",
             unit["attempt"],
             unit["device"] or "-",
             *(f"{unit['seconds'].get(phase, 0):.2f}" for phase in phases),

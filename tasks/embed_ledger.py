@@ -58,8 +58,9 @@ def embed_metrics(spans: Sequence[Span], receipts: Sequence[Receipt]) -> dict[st
         "status": {status: rows for status, rows in totals.items() if rows},
         "failed_units": failed,
     }
-    samples = [receipt.provenance["fast_decode_psnr"] for receipt in receipts if _has_sample(receipt)]
-    return metrics | ({"fast_decode_psnr": _joined(samples)} if samples else {})
+    samples = [receipt.provenance.get("fast_decode_psnr") for receipt in receipts]
+    seen = [sample for sample in samples if sample is not None and sample["mean_db"] is not None]
+    return metrics | ({"fast_decode_psnr": _joined(seen)} if seen else {})
 
 
 def embed_notes(spans: Sequence[Span], receipts: Iterable[Receipt]) -> dict[str, Any]:
@@ -78,11 +79,6 @@ def _shard_numbers(spans: Sequence[Span]) -> list[int]:
         before = numbers[-1] if numbers else -1
         numbers.append(before + (span.first_row == 0))
     return numbers
-
-
-def _has_sample(receipt: Receipt) -> bool:
-    sample = receipt.provenance.get("fast_decode_psnr")
-    return bool(sample) and sample["mean_db"] is not None
 
 
 def _joined(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class UnitEmbedder:
             part = self._folder.put(
                 short(task.unit), ".arrow", data, rows=table.num_rows, usable=counts.get("ok", 0), counts=counts
             )
-        took = {"seconds": {name: round(spent, 6) for name, spent in watch.seconds.items()}}
-        took |= {"device": self._vectors.device, **notes}
+        seconds = {name: round(spent, 6) for name, spent in watch.seconds.items()}
+        took = {"seconds": seconds, "device": self._vectors.device, **notes}
         where = {"source": span.shard.uri, "digest": span.shard.digest, "first_row": span.first_row, "rows": span.rows}
         # the one that stands counts: another worker may have been first
         [part] = self._folder.commit(task, [part], notes={**where, **took}).parts

@@ -1,7 +1,6 @@
 """The units of a run's embed stage, as the records tell them: sealed in a manifest, or so far by their receipts."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,22 +68,15 @@ def embedded_units(run: OpenedRun) -> EmbeddedUnits:
             f"the run {run.name!r} under {run.files.uri('')} has embedded nothing; runs there: "
             f"{', '.join(known) or 'none'}: name one with --name, or start it with mlcd run"
         )
-    if entry["digest"] is not None:
-        return _sealed(run, entry)
-    return _so_far(run.files, entry)
+    manifest = run.manifest("embed") if entry["digest"] is not None else None
+    return _sealed(run.files, manifest) if manifest else _so_far(run.files, entry)
 
 
-def unit_status(unit: EmbeddedUnit) -> Counter[str]:
-    """Rows per status name."""
-    return Counter(unit.part.counts)
-
-
-def _sealed(run: OpenedRun, entry: dict[str, Any]) -> EmbeddedUnits:
-    manifest = run.manifest("embed")
+def _sealed(files: Files, manifest: Manifest) -> EmbeddedUnits:
     sources = manifest.provenance.get("sources")
     if sources is None:
         raise CorruptRecordError(
-            f"the embeddings {short(manifest.digest)} of {run.files.uri('')} do not say which shards they are of: an "
+            f"the embeddings {short(manifest.digest)} of {files.uri('')} do not say which shards they are of: an "
             "earlier version made them; run again, embed is made anew"
         )
     units = [
@@ -93,7 +85,7 @@ def _sealed(run: OpenedRun, entry: dict[str, Any]) -> EmbeddedUnits:
             zip(manifest.provenance["units"], sources, manifest.parts, strict=True)
         )
     ]
-    return EmbeddedUnits(run.files, entry["spec"], units, len(units), manifest)
+    return EmbeddedUnits(files, manifest.spec, units, len(units), manifest)
 
 
 def _so_far(files: Files, entry: dict[str, Any]) -> EmbeddedUnits:
@@ -101,18 +93,14 @@ def _so_far(files: Files, entry: dict[str, Any]) -> EmbeddedUnits:
     if spec_json is None:
         return EmbeddedUnits(files, entry["spec"], [], len(entry["units"]), None)
     folder = StageFolder(files, EmbedSpec.model_validate(json.loads(spec_json)["spec"]))
-    done = folder.plan(entry["inputs"], entry["units"]).done
-    receipts = folder.receipts([unit for unit in entry["units"] if unit in done])
-    units = [
-        EmbeddedUnit(
-            number,
-            receipt.unit,
-            receipt.attempt,
-            receipt.provenance["source"],
-            receipt.provenance["first_row"],
-            receipt.parts[0].rows,
-            receipt.parts[0],
-        )
-        for number, receipt in enumerate(receipts)
-    ]
+    plan = folder.plan(entry["inputs"], entry["units"])
+    if plan.manifest is not None:
+        return _sealed(files, plan.manifest)
+    receipts = folder.receipts([unit for unit in entry["units"] if unit in plan.done])
+    units = [_unit(number, receipt) for number, receipt in enumerate(receipts)]
     return EmbeddedUnits(files, entry["spec"], units, len(entry["units"]), None)
+
+
+def _unit(number: int, receipt: Receipt) -> EmbeddedUnit:
+    notes, [part] = receipt.provenance, receipt.parts
+    return EmbeddedUnit(number, receipt.unit, receipt.attempt, notes["source"], notes["first_row"], part.rows, part)

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -13,9 +14,9 @@ from mlcd_core.identity import fingerprint, short
 from mlcd_core.images.embed_shard import read_ipc
 from mlcd_core.store import read_part
 from mlcd_core.tables import RowStatus
-from tasks.embedded_units import EmbeddedUnit, EmbeddedUnits, embedded_units, unit_status
+from tasks.embedded_units import EmbeddedUnit, EmbeddedUnits, embedded_units
 
-BAD_KEYS = 20
+BAD_KEYS, READERS = 20, 16
 # what may succeed when it is tried again; other bad rows stay bad
 TRANSIENT = frozenset({RowStatus.WORKER_DIED.name.lower(), RowStatus.UNREADABLE.name.lower()})
 OK = RowStatus.OK.name.lower()
@@ -30,7 +31,9 @@ def inspect_shard(root: str, run_name: str, shard: str) -> dict[str, Any]:
     embedded = embedded_units(mlcd_core.open_run(root, run_name))
     source = _named(embedded, shard)
     units = [unit for unit in embedded.units if unit.source == source]
-    status = sum((unit_status(unit) for unit in units), Counter())
+    status: Counter[str] = Counter()
+    for unit in units:  # no sum of counters, which drops the zero that a failed unit without rows is told by
+        status.update(unit.part.counts)
     return {
         "shard": source,
         "rows": sum(unit.rows for unit in units),
@@ -68,8 +71,10 @@ def _with_digest(embedded: EmbeddedUnits, digest: str) -> list[str]:
     if len(digest) == 64:
         spans = ((unit, fingerprint([digest, [unit.first_row, unit.first_row + unit.rows]])) for unit in embedded.units)
         return list(dict.fromkeys(unit.source for unit, identity in spans if unit.unit == identity))
-    notes = ((unit.source, embedded.receipt(unit).provenance.get("digest", "")) for unit in embedded.units)
-    return list(dict.fromkeys(source for source, whole in notes if whole.startswith(digest)))
+    with ThreadPoolExecutor(READERS) as pool:
+        receipts = pool.map(embedded.receipt, embedded.units)
+        found = [receipt.provenance for receipt in receipts if receipt.provenance["digest"].startswith(digest)]
+    return list(dict.fromkeys(notes["source"] for notes in found))
 
 
 def _unit_record(embedded: EmbeddedUnits, unit: EmbeddedUnit) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def _unit_record(embedded: EmbeddedUnits, unit: EmbeddedUnit) -> dict[str, Any]:
         "attempt": unit.attempt,
         "first_row": unit.first_row,
         "rows": unit.rows,
-        "status": dict(unit_status(unit)),
+        "status": unit.part.counts,
         "seconds": notes.get("seconds", {}),
         "device": notes.get("device"),
         "host": notes["host"],

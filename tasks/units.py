@@ -104,7 +104,7 @@ class _UnitCaller:
     """The Ray Data side of a unit worker: one unit per batch, expected errors as a status instead of a traceback."""
 
     def __init__(self, worker: type, arguments: Mapping[str, Any], marks: Marks, actor_id: Callable[[], str]) -> None:
-        self._build = lambda: worker(**arguments)
+        self._build: Callable[[], Any] = lambda: worker(**arguments)
         self._marks = marks
         self._actor_id = actor_id
         self._turns = Turns()
@@ -160,8 +160,10 @@ class _UnitCaller:
                 self._marks.begin(start)
                 try:
                     self._worker = self._build()
-                finally:
-                    self._marks.end(start, "")
+                except Exception:
+                    self._marks.end(start, "")  # an error is no death
+                    raise
+                self._marks.end(start, "")
             return self._worker
 
 

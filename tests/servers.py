@@ -8,9 +8,18 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 START_S = 60
 PAGE = 100  # objects in one answer to a listing, so that tests have listings of many pages
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server of the tests and the process it is."""
+
+    endpoint: str
+    pid: int
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ B keys of a look-up, D dims.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,22 @@ import pyarrow.compute as pc
 from mlcd_core.digest_memo import DigestMemo, Remembered, default_memo
 from mlcd_core.errors import ConfigError, DataError, StageFailedError
 from mlcd_core.identity import fingerprint
-from mlcd_core.images.adopted_files import VectorFile, find_vector_files, keys_path, map_npy, matching_vector_files
+from mlcd_core.images.adopted_files import (
+    VectorFile,
+    all_keys,
+    find_vector_files,
+    keys_path,
+    map_npy,
+    matching_vector_files,
+)
+from mlcd_core.images.adopted_twins import check_twins
 from mlcd_core.images.key_index import ABSENT, KeyIndex, build_key_index
-from mlcd_core.images.parquet_vectors import first_vectors, read_keys
+from mlcd_core.images.parquet_vectors import first_vectors
 from mlcd_core.images.stored_vectors import StoredVectors
 from mlcd_core.specs import EmbedSpec
 from mlcd_core.tables import RowStatus
 
-_SAMPLE_ROWS, _SAMPLE_KEYS, _BLOCK_PAIRS = 1_024, 3, 4_096
+_SAMPLE_ROWS, _SAMPLE_KEYS = 1_024, 3
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,9 @@ def open_adopted(spec: EmbedSpec, vectors: str) -> "AdoptedVectors":
             "or embed.vectors names others; run again with the right ones"
         )
     files = find_vector_files(vectors, key_column=spec.key_column)
-    index = build_key_index(_all_keys(files), num_keys=sum(file.rows for file in files))
+    index = build_key_index(all_keys(files), num_keys=sum(file.rows for file in files))
     stored = StoredVectors(files)
-    _check_twins(index, stored, files)
+    check_twins(index, stored, files)
     return AdoptedVectors(index, stored)
 
 
@@ -141,7 +149,7 @@ def _sha256(path: Path, digests: DigestMemo) -> str:
 def _check_common_key(files: Sequence[VectorFile], keys: Sequence[str], vectors: str) -> None:
     wanted = pa.array(keys, pa.string())
     seen: list[str] = []
-    for there in _all_keys(files):
+    for there in all_keys(files):
         if pc.any(pc.is_in(there, wanted)).as_py():
             return
         seen += there.drop_null()[: _SAMPLE_KEYS - len(seen)].to_pylist()
@@ -151,35 +159,8 @@ def _check_common_key(files: Sequence[VectorFile], keys: Sequence[str], vectors:
     )
 
 
-def _all_keys(files: Sequence[VectorFile]) -> Iterator[pa.Array]:
-    return (keys for file in files for keys in read_keys(file.keys, file.key_column))
-
-
 def _sample(file: VectorFile) -> np.ndarray:
     if not file.vector_column:
         return np.asarray(map_npy(file.vectors)[:_SAMPLE_ROWS], np.float64)
     found = first_vectors(file.vectors, file.vector_column, file.dim)
     return np.asarray(found.vectors_ND[~found.missing_N], np.float64)
-
-
-def _check_twins(index: KeyIndex, stored: StoredVectors, files: Sequence[VectorFile]) -> None:
-    """A key that stands twice is fine while its vectors are equal: then it does not matter which is read."""
-    pairs = index.twins()
-    for first in range(0, len(pairs), _BLOCK_PAIRS):
-        one, other = (stored.read(column) for column in pairs[first : first + _BLOCK_PAIRS].T)
-        equal = ((one.vectors_ND == other.vectors_ND) | (np.isnan(one.vectors_ND) & np.isnan(other.vectors_ND))).all(1)
-        equal &= one.missing_N == other.missing_N
-        if not equal.all():
-            a, b = (int(location) for location in pairs[first + np.flatnonzero(~equal)[0]])
-            raise DataError(
-                f"the key {_key_at(files, a)!r} has two different vectors: {stored.place(a)} and {stored.place(b)}; "
-                "expected one: take the file that is wrong out of embed.vectors"
-            )
-
-
-def _key_at(files: Sequence[VectorFile], location: int) -> str:
-    for keys in _all_keys(files):
-        if location < len(keys):
-            return str(keys[location].as_py())
-        location -= len(keys)
-    raise AssertionError(location)

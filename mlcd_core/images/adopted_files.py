@@ -6,14 +6,15 @@ or read in pieces again and again.
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mlcd_core.errors import ConfigError, DataError
-from mlcd_core.images.parquet_vectors import open_columns, parquet_dim
+from mlcd_core.images.parquet_vectors import open_columns, parquet_dim, read_keys
 from mlcd_core.objects import is_s3
 
 _NPY, _PARQUET = ".npy", ".parquet"
@@ -66,6 +67,11 @@ def matching_vector_files(vectors: str) -> list[Path]:
     if kinds == [_NPY]:
         _check_partners(found)
     return found
+
+
+def all_keys(files: Sequence[VectorFile]) -> Iterator[pa.Array]:
+    """The keys of all files in order, as strings, a row group at a time."""
+    return (keys for file in files for keys in read_keys(file.keys, file.key_column))
 
 
 def keys_path(vectors: Path) -> Path:

@@ -7,8 +7,6 @@ trained here is a weights file like others; which manifest it came from is known
 B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
 """
 
-import difflib
-import importlib.util
 import json
 from importlib import resources
 from pathlib import Path
@@ -16,7 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import sha256_hex
+from mlcd_core.images.open_clip_config import check_text_tower, open_clip_dim
+from mlcd_core.objects.address import is_s3
 from mlcd_core.specs import EmbedSpec, TrainSpec
+from mlcd_core.store.opening import open_files
 
 if TYPE_CHECKING:
     from torch import Tensor  # planning finds weights without loading torch
@@ -43,11 +44,37 @@ class Embedder(Protocol):
         ...
 
 
-def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
-    """Read the weights of ``spec.embedder`` from a local file, the package (hog_words) or an open_clip tag.
+def check_embed_spec(spec: EmbedSpec) -> None:
+    """Raise ConfigError for settings that exclude each other; reads no weights and loads no torch."""
+    if spec.feature == "image_text_mean" and spec.embedder != "open_clip":
+        raise ConfigError(
+            f"embed.feature=image_text_mean with embed.embedder={spec.embedder}, which has no text tower; "
+            "expected open_clip: set embed.feature=image, or embed.embedder=open_clip"
+        )
+    if spec.feature == "image_text_mean" and not spec.caption_column:
+        raise ConfigError(
+            "embed.feature=image_text_mean without embed.caption_column; expected the name of a string column: set it"
+        )
+    if spec.precision != "float32" and spec.embedder not in ("open_clip", "tower"):
+        raise ConfigError(
+            f"embed.precision={spec.precision} with embed.embedder={spec.embedder}, which has float32 alone: "
+            "leave embed.precision out"
+        )
+    if spec.embedder == "open_clip":
+        check_text_tower(spec.architecture, captions=spec.feature == "image_text_mean")
 
-    Raises ConfigError for a missing file, an unknown architecture or tag, and a sha256 other than the spec's.
+
+def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
+    """Read the weights of ``spec.embedder`` from a file, local or on S3, the package (hog_words) or an open_clip tag.
+
+    Raises ConfigError for settings that exclude each other, a missing file, an unknown architecture or tag, and a
+    sha256 other than the spec's; StoreError for storage that does not answer.
     """
+    check_embed_spec(spec)
+    if spec.embedder == "adopted":
+        raise _has_no_weights()
+    if is_s3(pretrained):
+        return _checked(_from_storage(pretrained), spec, pretrained)
     if spec.embedder == "hog_words" and not pretrained:
         return _checked(resources.files("mlcd_core.images").joinpath(CODEBOOK_FILE).read_bytes(), spec, pretrained)
     path = Path(pretrained).expanduser()
@@ -58,7 +85,7 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
             f"embed.pretrained={pretrained} is not a file; expected the weights of {spec.embedder}: "
             f"give the path of an existing file{_or_leave_it(spec)}"
         )
-    from mlcd_core.images.open_clip_embedder import download_weights
+    from mlcd_core.images.open_clip_model import download_weights
 
     return _checked(download_weights(spec.architecture, tag=pretrained), spec, pretrained)
 
@@ -66,7 +93,8 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
 def embedding_dim(spec: EmbedSpec, pretrained: str) -> int:
     """D, from the codebook's header, open_clip's model file, or the tower built without its weights.
 
-    Only a tower loads torch. Raises ConfigError for an architecture that does not exist.
+    Only a tower loads torch. Raises ConfigError for an architecture that does not exist, and for adopted vectors,
+    which know their own.
     """
     if spec.embedder == "tower":
         return _tower_embedder(spec, None, "cpu").dim
@@ -74,20 +102,19 @@ def embedding_dim(spec: EmbedSpec, pretrained: str) -> int:
         weights = find_weights(spec, pretrained)
         header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
         return int(header["whitening_KD"]["shape"][1])
-    # found without importing open_clip, which would load torch
-    package = importlib.util.find_spec("open_clip")
-    folder = Path(package.origin or "").parent / "model_configs" if package else Path()
-    config = folder / f"{spec.architecture}.json"
-    if not spec.architecture or not config.is_file():
-        known = sorted(path.stem for path in folder.glob("*.json"))
-        near = difflib.get_close_matches(spec.architecture, known, n=3)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"open_clip here has {len(known)} models"
-        raise ConfigError(f"embed.architecture={spec.architecture!r} is no open_clip model; {meant}")
-    return int(json.loads(config.read_text(encoding="utf-8"))["embed_dim"])
+    if spec.embedder == "adopted":
+        raise _has_no_weights()
+    return open_clip_dim(spec.architecture)
 
 
 def build_embedder(spec: EmbedSpec, *, weights: bytes, device: str) -> Embedder:
-    """Build the embedder of a spec on a torch device. Raises ConfigError for weights that are not the spec's."""
+    """Build the embedder of a spec on a torch device; with ``image_text_mean`` it has ``encode_with_captions`` too.
+
+    Raises ConfigError for weights that are not the spec's, and for what the device cannot do.
+    """
+    check_embed_spec(spec)
+    if spec.embedder == "adopted":
+        raise _has_no_weights()
     _checked(weights, spec, "the given weights")
     if spec.embedder == "hog_words":
         from mlcd_core.images.hog_words import build_hog_words
@@ -95,9 +122,32 @@ def build_embedder(spec: EmbedSpec, *, weights: bytes, device: str) -> Embedder:
         return build_hog_words(weights, image_size=spec.image_size, device=device)
     if spec.embedder == "tower":
         return _tower_embedder(spec, weights, device)
-    from mlcd_core.images.open_clip_embedder import build_open_clip
+    return _open_clip_embedder(spec, weights, device)
 
-    return build_open_clip(spec.architecture, weights=weights, image_size=spec.image_size, device=device)
+
+def _open_clip_embedder(spec: EmbedSpec, weights: bytes, device: str) -> Embedder:
+    from mlcd_core.images.open_clip_embedder import build_open_clip
+    from mlcd_core.images.open_clip_text import build_open_clip_with_text
+
+    build = build_open_clip_with_text if spec.feature == "image_text_mean" else build_open_clip
+    return build(
+        spec.architecture, weights=weights, image_size=spec.image_size, device=device, precision=spec.precision
+    )
+
+
+def _from_storage(address: str) -> bytes:
+    folder, _, name = address.rpartition("/")
+    data = open_files(folder).read(name)
+    if data is None:
+        raise ConfigError(f"embed.pretrained={address} is not there; give the address of an object with the weights")
+    return data
+
+
+def _has_no_weights() -> ConfigError:
+    return ConfigError(
+        "embed.embedder=adopted has vectors and no weights, so it cannot embed other images; expected one of "
+        "hog_words, open_clip and tower: set embed.embedder, or leave out what embeds (eval_data does)"
+    )
 
 
 def _tower_embedder(spec: EmbedSpec, weights: bytes | None, device: str) -> "TowerEmbedder":
@@ -105,7 +155,7 @@ def _tower_embedder(spec: EmbedSpec, weights: bytes | None, device: str) -> "Tow
 
     # of a train spec only these two shape a tower whose weights are given
     tower = TrainSpec(tower=spec.architecture, image_size=spec.image_size)
-    return TowerEmbedder(tower, weights=weights, device=device)
+    return TowerEmbedder(tower, weights=weights, device=device, precision=spec.precision)
 
 
 def _checked(weights: bytes, spec: EmbedSpec, source: str) -> bytes:

@@ -1,165 +1,85 @@
-"""Any open_clip vision tower as an embedder, in float32.
+"""Any open_clip vision tower, its own or one of timm, as an embedder.
 
 Pixels come from our decoder (RGB, short side resized, centre crop), not from open_clip's transform; mean and standard
-deviation are applied on the device. Only an architecture and weights are known here, not the tag they came from, so a
-tag that wants another activation or another mean than its architecture says is refused where it is named.
+deviation are applied on the device.
 
 B images of a batch, C = 3 colours, H = W = image_size, D embedding dims.
 """
 
-import difflib
-import pickle
-import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import fingerprint, sha256_hex
-
-TORCH_ZIP_MAGIC = b"PK"
+from mlcd_core.images.open_clip_model import ColourScale, colour_scale, load_model, model_config
+from mlcd_core.images.precision import Precision, autocast, check_precision
 
 
 @dataclass(frozen=True)
-class ColourScale:
-    """Per-colour mean and standard deviation of pixels in 0 to 1."""
+class OpenClipFacts:
+    """What is known of an embedder beside its weights."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    fingerprint: str
+    dim: int
+    image_size: int
+    scale: ColourScale
+    precision: Precision
 
 
 class OpenClipEmbedder:
     """An ``Embedder``: the features that open_clip's ``encode_image`` gives for the same normalised pixels."""
 
-    def __init__(self, visual: nn.Module, *, scale: ColourScale, fingerprint: str, dim: int, image_size: int) -> None:
+    def __init__(self, visual: nn.Module, facts: OpenClipFacts) -> None:
         self.visual = visual
-        self.fingerprint = fingerprint
-        self.dim = dim
-        self.image_size = image_size
-        device = next(visual.parameters()).device
-        self.mean_C11 = torch.tensor(scale.mean, device=device).view(-1, 1, 1)
-        self.std_C11 = torch.tensor(scale.std, device=device).view(-1, 1, 1)
+        self.fingerprint = facts.fingerprint
+        self.dim = facts.dim
+        self.image_size = facts.image_size
+        self.precision = facts.precision
+        self.device = next(visual.parameters()).device
+        self.mean_C11 = torch.tensor(facts.scale.mean, device=self.device).view(-1, 1, 1)
+        self.std_C11 = torch.tensor(facts.scale.std, device=self.device).view(-1, 1, 1)
 
     @torch.inference_mode()
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Embed uint8 RGB images, float32 [B, D], not normalised, on the tower's device."""
-        pixels_BCHW = images_BCHW.to(self.mean_C11.device).float() / 255
-        features_BD: Tensor = self.visual((pixels_BCHW - self.mean_C11) / self.std_C11)
+        pixels_BCHW = images_BCHW.to(self.device).float() / 255
+        with autocast(self.precision, self.device.type):
+            features = self.visual((pixels_BCHW - self.mean_C11) / self.std_C11)
+        # CoCa's tower gives its patch tokens beside the feature
+        features_BD: Tensor = features[0] if isinstance(features, tuple) else features
         return features_BD.float()
 
 
-def build_open_clip(architecture: str, *, weights: bytes, image_size: int, device: str) -> OpenClipEmbedder:
+def build_open_clip(
+    architecture: str, *, weights: bytes, image_size: int, device: str, precision: Precision = "float32"
+) -> OpenClipEmbedder:
     """Build the vision tower of ``architecture`` from a safetensors file or a torch state dict of the whole model.
 
-    Raises ConfigError for an unknown architecture, weights that do not fit it, or an image size that is not its own.
+    Raises ConfigError for an unknown architecture, weights that do not fit it, an image size that is not its own, or
+    float16 on a CPU.
     """
-    config = _model_config(architecture)
+    facts = open_clip_facts(architecture, weights, image_size=image_size, precision=precision)
+    check_precision(precision, device)
+    visual = load_model(architecture, weights).visual.to(device).eval()
+    return OpenClipEmbedder(visual, facts)
+
+
+def open_clip_facts(
+    architecture: str, weights: bytes, *, image_size: int, precision: Precision, feature: str = "image"
+) -> OpenClipFacts:
+    """Describe an embedder before its weights are loaded. Raises ConfigError for an image size that is not its own."""
+    config = model_config(architecture)
     own_size = config["vision_cfg"].get("image_size", 224)
     if own_size != image_size:
         raise ConfigError(
             f"embed.image_size is {image_size}, but {architecture} takes {own_size} px: set embed.image_size={own_size}"
         )
-    visual = _load_model(architecture, weights).visual.to(device).eval()
-    return OpenClipEmbedder(
-        visual,
-        scale=colour_scale(architecture),
-        fingerprint=fingerprint(["open_clip", architecture, sha256_hex(weights), image_size]),
+    return OpenClipFacts(
+        fingerprint=fingerprint(["open_clip", architecture, sha256_hex(weights), image_size, precision, feature]),
         dim=config["embed_dim"],
         image_size=image_size,
+        scale=colour_scale(architecture),
+        precision=precision,
     )
-
-
-def download_weights(architecture: str, *, tag: str) -> bytes:
-    """Fetch (or read from the hub's cache) the weights of a published tag.
-
-    Raises ConfigError for an unknown tag, one whose preprocessing is not the architecture's, or a failed download.
-    """
-    import open_clip
-
-    config = _model_config(architecture)
-    tags: list[str] = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags:
-        raise ConfigError(
-            f"embed.pretrained={tag!r} is neither a file nor a tag of {architecture}; {_meant(tag, tags)}: "
-            "give a tag or the path of a weights file"
-        )
-    tag_config: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, tag)
-    if bool(tag_config.get("quick_gelu")) != bool(config.get("quick_gelu")):
-        raise ConfigError(
-            f"{architecture} and its tag {tag} differ in their activation (quick_gelu): set embed.architecture to "
-            f"{_meant(architecture + '-quickgelu', open_clip.list_models())}"
-        )
-    if _scale_of(tag_config) != colour_scale(architecture):
-        raise ConfigError(
-            f"tag {tag} of {architecture} wants {_scale_of(tag_config)}, other tags {colour_scale(architecture)}; "
-            "an embed spec cannot tell them apart: take another tag"
-        )
-    return _downloaded(tag_config, f"{architecture}:{tag}")
-
-
-def colour_scale(architecture: str) -> ColourScale:
-    """The mean and deviation that all published tags of an architecture share, else CLIP's."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    scales = {_scale_of(open_clip.get_pretrained_cfg(architecture, tag)) for tag in tags}
-    return scales.pop() if len(scales) == 1 else _scale_of({})
-
-
-def _scale_of(tag_config: dict[str, Any]) -> ColourScale:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    mean, std = tag_config.get("mean", OPENAI_DATASET_MEAN), tag_config.get("std", OPENAI_DATASET_STD)
-    return ColourScale(mean=tuple(mean), std=tuple(std))
-
-
-def _model_config(architecture: str) -> dict[str, Any]:
-    import open_clip
-
-    known: list[str] = open_clip.list_models()
-    if architecture not in known:
-        raise ConfigError(
-            f"embed.architecture={architecture!r} is no open_clip model; {_meant(architecture, known)}: "
-            "set embed.architecture to a name of open_clip.list_models()"
-        )
-    config: dict[str, Any] = open_clip.get_model_config(architecture)
-    return config
-
-
-def _downloaded(tag_config: dict[str, Any], name: str) -> bytes:
-    import open_clip
-
-    try:
-        return Path(open_clip.download_pretrained(tag_config, prefer_hf_hub=True)).read_bytes()
-    except Exception as error:  # hubs raise errors of several HTTP libraries
-        raise ConfigError(
-            f"the weights {name} could not be downloaded ({type(error).__name__}: {error}): check the network, or "
-            "fetch the file elsewhere and set embed.pretrained to its path"
-        ) from error
-
-
-def _load_model(architecture: str, weights: bytes) -> Any:
-    """Load by open_clip's own loader, which converts old and foreign state dicts; it reads files only."""
-    import open_clip
-    from safetensors import SafetensorError
-
-    suffix = ".pt" if weights.startswith(TORCH_ZIP_MAGIC) else ".safetensors"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"weights{suffix}")
-        path.write_bytes(weights)
-        try:
-            return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
-        except (RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-            raise ConfigError(
-                f"the weights do not fit {architecture} ({str(error)[:300]}); expected a safetensors file or a torch "
-                "state dict of the whole model: check embed.architecture and embed.pretrained"
-            ) from error
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"

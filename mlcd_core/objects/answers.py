@@ -4,7 +4,6 @@ Only an answer that says so means absent. Whatever may go away by itself (a busy
 answer in time) is unclear: nobody knows whether it was done. Everything else is refused, and a person must act.
 """
 
-import asyncio
 from typing import Any
 
 from mlcd_core.errors import StoreError
@@ -51,7 +50,7 @@ def judged(error: Exception, *, what: str, bucket: str) -> Exception:
         boto.IncompleteReadError,
         boto.EndpointConnectionError,
     )
-    if isinstance(error, (*unclear, aiohttp.ClientError, asyncio.TimeoutError, OSError)):
+    if isinstance(error, (*unclear, aiohttp.ClientError, OSError)):
         return Unclear(str(error) or "no answer in time")
     if "ResponseParserError" in {kind.__name__ for kind in type(error).__mro__}:
         return Unclear(f"an answer that cannot be read ({error})")
@@ -90,4 +89,5 @@ def _fix(status: int, code: str, bucket: str) -> str:
         return f"the credentials are not of this store: check {CREDENTIALS}, and AWS_ENDPOINT_URL"
     if status in {401, 403}:
         return f"credentials that may read, write, list and delete in {bucket!r} are needed: check {CREDENTIALS}"
-    return "check the address, AWS_ENDPOINT_URL and AWS_REGION"
+    # an answer to a HEAD names no reason
+    return "check the address, AWS_ENDPOINT_URL, AWS_REGION, and that the credentials have not expired"

@@ -31,7 +31,8 @@ class ObjectInfo:
 def open_objects(patience_s: float = 300.0) -> "Objects":
     """The client of this process, for the endpoint, region and credentials that the environment names now.
 
-    Any thread may use it. It is found anew at each call, so a forked or spawned process gets its own.
+    Any thread may use it. It is found anew at each call, so a forked or spawned process gets its own. Threads that ask
+    for the first time at the same moment may get one each.
     patience_s: how long a request is tried again before StoreError is raised.
     """
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
@@ -40,9 +41,12 @@ def open_objects(patience_s: float = 300.0) -> "Objects":
 
 @cache
 def _objects_of(process: int, environment: tuple[tuple[str, str], ...], patience_s: float) -> "Objects":  # noqa: ARG001
+    variables = dict(environment)
+    # the client itself knows only the second of the two names
+    region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION")
     # who will not wait for long is not kept waiting by one silent try either
     limits = Limits(answer_s=min(Limits.answer_s, max(patience_s, 1.0)))
-    return Objects(Connection(limits), Retries(total_s=patience_s))
+    return Objects(Connection(limits, region), Retries(total_s=patience_s))
 
 
 class Objects:

@@ -9,7 +9,6 @@ from the environment and are written nowhere.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from mlcd_core.objects.address import split_address
@@ -42,10 +41,28 @@ class Limits:
 
 
 class Connection:
-    """Sends single requests. Made lazily: an object of this class costs nothing until its first request."""
+    """Sends single requests from any thread. region: the one that signatures name; None asks the AWS configuration."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, region: str | None = None) -> None:
+        from s3fs import S3FileSystem
+
         self.limits = limits
+        self._s3fs = S3FileSystem(
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            version_aware=False,
+            client_kwargs={"region_name": region} if region else {},
+            config_kwargs={
+                "connect_timeout": limits.connect_s,
+                "read_timeout": limits.answer_s,
+                "max_pool_connections": limits.connections,
+                "retries": {"total_max_attempts": 1},
+                "tcp_keepalive": True,
+                # stores other than Amazon's refuse the newer checksum headers; content is checked by its sha256
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+        )
 
     def ask(self, operation: str, uri: str, **arguments: Any) -> Mapping[str, Any]:
         """Send one request once, and read the whole answer; ``Body`` is bytes.
@@ -77,23 +94,3 @@ class Connection:
             if len(answer["Body"]) != answer["ContentLength"]:
                 raise Unclear(f"the body was cut: {len(answer['Body'])} of {answer['ContentLength']} bytes")
         return answer
-
-    @cached_property
-    def _s3fs(self) -> Any:
-        from s3fs import S3FileSystem
-
-        return S3FileSystem(
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            version_aware=False,
-            config_kwargs={
-                "connect_timeout": self.limits.connect_s,
-                "read_timeout": self.limits.answer_s,
-                "max_pool_connections": self.limits.connections,
-                "retries": {"total_max_attempts": 1},
-                "tcp_keepalive": True,
-                # stores other than Amazon's refuse the newer checksum headers; content is checked by its sha256
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            },
-        )

@@ -18,7 +18,8 @@ from mlcd_core.errors import StoreError
 from mlcd_core.store.files import FileInfo, Files, LocalFiles
 
 RACERS = 8
-TIMED = 5
+NUM_TIMED = 5
+TIMED = "timed"
 CONTENT = b"written by mlcd doctor; may be deleted\n"
 UNCONDITIONAL = (
     "the store ignores If-None-Match, and two runs at once could replace each other's records; "
@@ -60,11 +61,11 @@ def probe_store(files: Files, *, clock: Callable[[], float] = time.perf_counter)
     get_s: list[float] = []
     try:
         with _folder(files) as folder:
-            for check in (_reads_writes, _lists_writes, _refuses_second, _one_winner, _deletes):
-                findings.append(check(files, f"{folder}/{check.__name__.strip('_')}"))
-            for i in range(TIMED):
-                put_s.append(_seconds(clock, lambda: files.put(f"{folder}/timed-{i}", CONTENT)))  # noqa: B023
-                get_s.append(_seconds(clock, lambda: files.read(f"{folder}/timed-{i}")))  # noqa: B023
+            for name, check in CHECKS.items():
+                findings.append(check(files, f"{folder}/{name}"))
+            for _ in range(NUM_TIMED):
+                put_s.append(_seconds(clock, lambda: files.put(f"{folder}/{TIMED}", CONTENT)))
+                get_s.append(_seconds(clock, lambda: files.read(f"{folder}/{TIMED}")))
     except StoreError as error:
         findings.append(Finding("use", "error", str(error)))
     return StoreProbe(files.uri(""), tuple(findings), _median_ms(put_s), _median_ms(get_s))
@@ -72,16 +73,16 @@ def probe_store(files: Files, *, clock: Callable[[], float] = time.perf_counter)
 
 @contextmanager
 def _folder(files: Files) -> Iterator[str]:
-    """A folder of this probe's own, empty at the end."""
+    """A folder of this probe's own. What it wrote is deleted by name: a listing is one of the things that are tried."""
     folder = f".mlcd-probe/{uuid.uuid4().hex}"
     try:
         yield folder
     finally:
-        for info in files.list(folder):
-            files.delete(info.path)
+        for name in (*CHECKS, TIMED):
+            files.delete(f"{folder}/{name}")
         if isinstance(files, LocalFiles):
-            (files.root / folder).rmdir()
-            with suppress(OSError):  # another probe is at work
+            with suppress(OSError):  # another probe is at work in the same folder
+                (files.root / folder).rmdir()
                 (files.root / folder).parent.rmdir()
 
 
@@ -127,6 +128,15 @@ def _deletes(files: Files, path: str) -> Finding:
     if files.read(path) is not None or path in {info.path for info in _beside(files, path)}:
         return Finding("delete", "warning", "a deleted object is still seen: old checkpoints will fill the store")
     return Finding("delete", "ok", "what is deleted is gone")
+
+
+CHECKS: dict[str, Callable[[Files, str], Finding]] = {
+    "read": _reads_writes,
+    "list": _lists_writes,
+    "create": _refuses_second,
+    "race": _one_winner,
+    "delete": _deletes,
+}
 
 
 def _beside(files: Files, path: str) -> list[FileInfo]:

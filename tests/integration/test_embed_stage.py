@@ -30,6 +30,9 @@ from tasks.stage import _make
 from tasks.work import Job, stage_work
 from tests.integration.crashing_embedder import DEADLY, CrashingEmbedder, broken_decoder_of
 
+# Ray Data warns of its own settings when a driver loads it
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
+
 GENEROUS = {"embed.max_bad_share": 1, "embed.max_bad_share_shard": 1}
 
 
@@ -116,7 +119,7 @@ def test_units_are_spans_and_hold_what_one_process_makes_of_the_shard(world: Wor
     assert table["row"].to_pylist() == [*range(50), *range(5)]
     assert table["key"].to_pylist() == [*(f"a-{row}" for row in range(50)), *(f"b-{row}" for row in range(5))]
     run = open_run(Request(root=str(world.root), data=str(world.data)))
-    spec = run.config.embed_spec if hasattr(run.config, "embed_spec") else embed.resolved_embed_spec(run)
+    spec = embed.resolved_embed_spec(run)
     embedder = build_embedder(spec, weights=find_weights(spec, ""), device="cpu")
     with ThreadPoolExecutor(1) as pool:
         alone = [embed_shard(ShardReader(shard), embedder=embedder, spec=spec, pool=pool) for shard in run.shards]

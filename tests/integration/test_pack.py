@@ -1,5 +1,6 @@
 """``mlcd pack`` as a person runs it: real processes, killed at any time, on disk and on S3."""
 
+import io
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from mlcd_core.dataset import ShardReader, find_shards
 from mlcd_core.store import open_files
@@ -18,8 +20,8 @@ from tests.integration.harness import BIN, Finished, write_id_of
 from tests.servers import make_bucket, s3_environment, s3_server
 from tests.unit.pack.harness import picture, write, write_tar
 
-ROWS_PER_SHARD = 60
-END_S = 60
+ROWS_PER_SHARD = 40
+END_S = 180
 
 
 def words(source: Path, to: Path | str, *more: str) -> list[str]:
@@ -57,8 +59,11 @@ def write_ids(to: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageFolder whose resize takes a while, with an odd name and a bad file."""
-    files = {f"c{i % 3}/{i:04d}.jpg": picture(i, width=160, height=120) for i in range(900)}
+    """An ImageFolder whose resize takes longer than a kill, with an odd name and a bad file."""
+    smooth = Image.open(io.BytesIO(picture(0))).resize((480, 360), Image.Resampling.BICUBIC)
+    sink = io.BytesIO()
+    smooth.save(sink, "JPEG")
+    files = {f"c{i % 3}/{i:04d}.jpg": sink.getvalue() + str(i).encode() for i in range(600)}
     return write(tmp_path_factory.mktemp("photos"), {**files, "c1/ü b.jpg": b"no image"})
 
 
@@ -73,10 +78,10 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "kind": "imagefolder",
         "shards": 16,
         "packed": 16,
-        "images": 901,
+        "images": 601,
         "failed": 0,
         "failures": [],
-        "resized": 900,
+        "resized": 600,
         "not_resized": 1,
         "unlabelled": 0,
         "bytes": 0,
@@ -163,21 +168,6 @@ def test_a_tar_that_was_cut_is_packed_as_far_as_it_goes_and_named(tmp_path: Path
     done = pack(source, to, "--replace", "--workers", "2")
     assert (done.code, done.summary["packed"], done.summary["images"]) == (0, 2, 200)
     assert json.loads((to / "pack.json").read_bytes())["broken"] == []
-
-
-def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
-    write(tmp_path, {"in/a.jpg": b"x"})
-    to = tmp_path / "out"
-    for more, code, said in (
-        (["--rows-per-shard", "0"], 2, "--rows-per-shard is 0; expected 1 or more"),
-        (["--workers", "-1"], 2, "--workers is -1"),
-        (["--max-shard-bytes", "much"], 2, "write for example 500MB"),
-        (["--kind", "webdataset"], 1, "no .tar files below"),
-    ):
-        done = pack(tmp_path / "in", to, *more)
-        assert (done.code, done.stdout) == (code, "")
-        assert said in done.stderr.splitlines()[-1]
-        assert not to.exists()
 
 
 @pytest.fixture

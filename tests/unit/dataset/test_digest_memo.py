@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.digest_memo import DigestMemo, Remembered, row_groups_of, text_of
@@ -50,6 +50,7 @@ def test_equal_row_groups_are_counted() -> None:
     assert text_of((100,) * 99 + (57,)) == "100x99,57"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3) | st.integers(0, 2**40)).map(tuple))
 def test_row_groups_come_back_from_their_text(row_groups: tuple[int, ...]) -> None:
     assert row_groups_of(text_of(row_groups)) == row_groups

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.dataset import ShardReader, find_shards, object_file, object_source, spans_of
-from mlcd_core.dataset.footer import joined_ranges
+from mlcd_core.dataset.footer import joined_ranges, read_footer
 from mlcd_core.dataset.object_file import ObjectFile
 from mlcd_core.errors import DataError, StoreError
 from mlcd_core.objects import Connection, Limits, Objects, Retries
@@ -174,6 +174,28 @@ def test_a_bucket_that_does_not_exist_is_an_error_of_storage(s3: S3Place, memo: 
         find_shards("s3://other/data", memo=memo)
 
 
+def test_storage_that_fails_within_a_footer_makes_no_bad_shard() -> None:
+    columns = {f"column_{i}": ["y"] * 400 for i in range(20)}
+    data = parquet_bytes(columns, row_group_size=2)
+    for failure in (StoreError("no answer"), DataError("gone")):
+        file = ObjectFile(FailsAfterTheEnd(data, failure), "s3://bucket/key", len(data))  # type: ignore[arg-type]
+        with pytest.raises(type(failure), match=str(failure)):
+            read_footer(file)
+    assert read_footer(io.BytesIO(data)).row_groups == (2,) * 200
+
+
+class FailsAfterTheEnd:
+    """An object whose end can be read, and nothing before it."""
+
+    def __init__(self, data: bytes, failure: Exception) -> None:
+        self.data, self.failure = data, failure
+
+    def get(self, uri: str, *, start: int, end: int) -> bytes:
+        if end < len(self.data):
+            raise self.failure
+        return self.data[start:end]
+
+
 class InMemory:
     """One object; remembers what is asked for."""
 
@@ -186,6 +208,7 @@ class InMemory:
         return self.data[start:end]
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(0, 300),
     ranges=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)).map(sorted), max_size=5),
@@ -214,6 +237,7 @@ def test_a_file_of_ranges_reads_like_the_whole_and_asks_for_nothing_that_it_hold
                 assert len(objects.asked) == asked_before
 
 
+@settings(deadline=None)
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10)).map(lambda r: (r[0], r[0] + r[1]))),
     gap_bytes=st.integers(0, 8),

@@ -3,7 +3,7 @@
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.dataset import Shard, Span, parts_of_shards, spans_of
@@ -41,6 +41,7 @@ def test_shards_are_cut_between_row_groups_as_late_as_the_limit_allows(
     assert spans_of([shard], 10_000) == tuple(Span(shard, *fields) for fields in expected)
 
 
+@settings(deadline=None)
 @given(shards, st.integers(1, 30))
 def test_spans_tile_the_rows_of_every_shard_in_order(shards: list[Shard], limit: int) -> None:
     spans = spans_of(shards, limit)
@@ -61,6 +62,7 @@ def test_spans_tile_the_rows_of_every_shard_in_order(shards: list[Shard], limit:
         assert all(a.rows + shard.row_groups[b.first_group] > limit for a, b in pairwise(own))
 
 
+@settings(deadline=None)
 @given(shards, st.integers(1, 30))
 def test_the_parts_of_spans_are_found_again_by_their_rows(shards: list[Shard], limit: int) -> None:
     spans = spans_of(shards, limit)

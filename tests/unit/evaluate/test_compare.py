@@ -93,11 +93,11 @@ def test_rows_that_embed_could_not_read_are_neither_read_nor_decoded(
     labels = scene_table("train", 0, 20, 0)["labels"].to_pylist() * 2
     with ThreadPoolExecutor(1) as pool:
         rows = encode_shards(damaged, {"x": MeanColour(16)}, spec=SPEC, pool=pool, usable_N=usable_N)
+        assert b"this image would kill the decoder" not in decoded
         with pytest.raises(DataError, match=r"row group 1 of .*1\.parquet cannot be read"):
             encode_shards(damaged[2:], {"x": MeanColour(16)}, spec=SPEC, pool=pool)
     assert rows.positions_N.tolist() == np.flatnonzero(usable_N).tolist()
     assert rows.labels == [labels[row] for row in np.flatnonzero(usable_N)]
-    assert b"this image would kill the decoder" not in decoded
     expected = [None if 26 <= row < 32 else label for row, label in enumerate(labels)]
     assert read_raw_labels(damaged, spec=SPEC, usable_N=usable_N) == expected
 

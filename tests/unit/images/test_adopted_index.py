@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcd_core.images import key_index
@@ -12,6 +12,7 @@ from mlcd_core.images.key_index import ABSENT, build_key_index, key_hashes
 KEYS = st.lists(st.text(max_size=20) | st.text(alphabet="a\0", max_size=20), max_size=40)
 
 
+@settings(deadline=None, max_examples=50)
 @given(pieces=st.lists(KEYS, max_size=4), others=KEYS)
 def test_index_finds_what_a_dictionary_finds(pieces: list[list[str]], others: list[str]) -> None:
     keys = [key for piece in pieces for key in piece]
@@ -23,6 +24,7 @@ def test_index_finds_what_a_dictionary_finds(pieces: list[list[str]], others: li
     assert len(twins) == len(keys) - len(set(keys))
 
 
+@settings(deadline=None, max_examples=50)
 @given(keys=KEYS)
 def test_hashes_do_not_depend_on_neighbours(keys: list[str]) -> None:
     alone = [[int(column[0]) for column in key_hashes(pa.array([key]))] for key in keys]

@@ -9,7 +9,6 @@ import torch.nn.functional as F  # noqa: N812
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.identity import sha256_hex
-from mlcd_core.images import open_clip_embedder
 from mlcd_core.images.embedder import build_embedder, embedding_dim, find_weights
 from mlcd_core.specs import EmbedSpec
 
@@ -160,11 +159,6 @@ def test_weights_of_another_architecture_are_a_config_error():
         build_embedder(SPEC, weights=find_weights(EmbedSpec(), ""), device="cpu")
 
 
-def test_siglip_is_scaled_by_its_own_mean():
-    assert open_clip_embedder.colour_scale("ViT-B-16-SigLIP").mean == (0.5, 0.5, 0.5)
-    assert open_clip_embedder.colour_scale("ViT-L-14").mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
-
-
 def test_a_tower_is_built_from_its_architecture_and_weights(tmp_path):
     from safetensors.torch import save
 
@@ -187,3 +181,31 @@ def test_a_tower_is_built_from_its_architecture_and_weights(tmp_path):
 def test_weights_of_a_tower_are_a_file():
     with pytest.raises(ConfigError, match=r"gone.safetensors is not a file.*weights of tower.*existing file$"):
         find_weights(EmbedSpec(embedder="tower", architecture="conv-tiny"), "gone.safetensors")
+
+
+def test_a_tower_encodes_in_bfloat16():
+    from safetensors.torch import save
+
+    from mlcd_core.train.model import build_tower
+
+    weights = save(build_tower("conv-tiny", image_size=32, seed=3).state_dict())
+    spec = EmbedSpec(embedder="tower", architecture="conv-tiny", image_size=32)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    exact = build_embedder(spec, weights=weights, device="cpu").encode(images)
+    rough = build_embedder(spec.model_copy(update={"precision": "bfloat16"}), weights=weights, device="cpu")
+    assert rough.encode(images).dtype == torch.float32
+    assert F.cosine_similarity(rough.encode(images), exact).min() > 0.99
+    assert not torch.equal(rough.encode(images), exact)
+    with pytest.raises(ConfigError, match="float16 and the device is the CPU"):
+        build_embedder(spec.model_copy(update={"precision": "float16"}), weights=weights, device="cpu")
+
+
+def test_adopted_vectors_embed_nothing():
+    spec = EmbedSpec(embedder="adopted")
+    for asked in (
+        lambda: find_weights(spec, ""),
+        lambda: embedding_dim(spec, ""),
+        lambda: build_embedder(spec, weights=b"", device="cpu"),
+    ):
+        with pytest.raises(ConfigError, match="adopted has vectors and no weights"):
+            asked()

@@ -2,23 +2,14 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from mlcd_core.store import Files, open_files
 from tests.s3.proxy import FaultProxy
-from tests.servers import free_port, make_bucket, s3_environment, s3_process
+from tests.servers import Server, free_port, make_bucket, s3_environment, s3_process
 
 BUCKET = "tests"
-
-
-@dataclass(frozen=True)
-class Server:
-    """An S3 server, and the process it is."""
-
-    endpoint: str
-    pid: int
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from mlcd_core.objects import Connection, Limits, Objects, Retries
 from mlcd_core.store.s3 import S3Files
 from tests.s3.faults import Fault
 from tests.s3.proxy import NO_ANSWER, FaultProxy
-from tests.unit.store.conftest import Server
+from tests.servers import Server
 
 LIMITS = Limits(answer_s=0.3)
 RETRIES = Retries(sleep=lambda _: None, total_s=60)

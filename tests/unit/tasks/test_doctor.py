@@ -81,6 +81,12 @@ def test_a_root_in_use_keeps_what_it_holds(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["runs", "runs/default.json"]
 
 
+def test_a_root_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert len(texts(list(doctor._storage_and_data(str(tmp_path / "file" / "root"), "")), "error")) == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
 def test_a_store_that_lets_names_be_created_twice_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def create(self: LocalFiles, path: str, data: bytes) -> bool:
         self.put(path, data)

@@ -40,6 +40,7 @@ class Unit:
     keys: Sequence[str]
     status: Sequence[int]
     attempt: int = 1
+    failed: str = ""
 
     @property
     def digest(self) -> str:
@@ -51,7 +52,8 @@ class Unit:
 
     @property
     def counts(self) -> dict[str, int]:
-        return dict(Counter(RowStatus(status).name.lower() for status in self.status))
+        found = dict(Counter(RowStatus(status).name.lower() for status in self.status))
+        return found or ({self.failed: 0} if self.failed else {})
 
 
 class World:
@@ -95,10 +97,8 @@ class World:
     def cluster_and_label(self, embed: Manifest) -> None:
         """Clusters of 5, 7 and 9 rows; row r has the labels r % 3 and (r + 1) % 3."""
         folder = StageFolder(self.files, ClusterSpec(num_centroids=NUM_CENTROIDS))
-        state = CentroidState.start(torch.eye(DIM)[:NUM_CENTROIDS], 21)
-        table = pa.ipc.open_file(state.to_arrow_bytes()).read_all()
-        table = table.set_column(table.schema.get_field_index("count"), table.field("count"), pa.array([5, 7, 9]))
-        part = folder.put("centroids", ".arrow", ipc_bytes(table), rows=NUM_CENTROIDS, usable=NUM_CENTROIDS)
+        state = CentroidState(21, torch.eye(DIM)[:NUM_CENTROIDS], torch.tensor([5, 7, 9]))
+        part = folder.put("centroids", ".arrow", state.to_arrow_bytes(), rows=NUM_CENTROIDS, usable=NUM_CENTROIDS)
         cluster = self._sealed("cluster", folder, {"embed": embed.digest}, [part])
         folder = StageFolder(self.files, LabelSpec(num_labels=NUM_LABELS))
         parts = [self._label(folder, unit) for unit in self.units]
@@ -137,6 +137,7 @@ UNITS = [
     Unit("/data/b.parquet", 34, keys("end", 4), [OK] * 4),
     Unit("/other/a.parquet", 0, keys("o", 2), [OK, OK]),
     Unit("/data/empty.parquet", 0, [], []),
+    Unit("/data/no-footer.parquet", 0, [], [], failed="unreadable"),
 ]
 
 
@@ -186,6 +187,7 @@ def test_a_shard_is_found_by_address_file_name_or_digest(world: World, named: st
         ("/data/a.parquet", "mlcd inspect image KEY --root {root}"),
         ("/other/a.parquet", "mlcd status --root {root}"),
         ("empty.parquet", "mlcd status --root {root}"),
+        ("no-footer.parquet", "mlcd retry-failed --root {root} --data"),
     ],
 )
 def test_the_last_line_is_the_command_to_go_on_with(world: World, shard: str, following: str) -> None:
@@ -198,7 +200,7 @@ def test_the_last_line_is_the_command_to_go_on_with(world: World, shard: str, fo
     ("shard", "said"),
     [
         ("a.parquet", "names 2 shards: /data/a.parquet, /other/a.parquet; give the whole address"),
-        ("c.parquet", "no shard c.parquet among the 4 embedded ones"),
+        ("c.parquet", "no shard c.parquet among the 5 embedded ones"),
         ("ffffffff", "the start of a digest, such as"),
         ("f" * 64, "the start of a digest, such as"),
     ],
@@ -234,7 +236,7 @@ def test_a_bad_image_is_not_usable_and_has_no_labels(world: World, key: str, row
 
 
 def test_a_key_that_is_nowhere_says_how_many_rows_were_searched(world: World) -> None:
-    with pytest.raises(DataError, match="'nobody' among 46 rows of 4 shards; keys there: twin, a-0, a-1"):
+    with pytest.raises(DataError, match="'nobody' among 46 rows of 5 shards; keys there: twin, a-0, a-1"):
         inspect_image(world.root, "default", "nobody")
 
 
@@ -248,15 +250,24 @@ def test_before_the_seal_the_receipts_tell_what_is_done(tmp_path: Path) -> None:
     world = World(str(tmp_path), UNITS)
     world.embed(done=2)
     report = inspect_shard(world.root, "default", "b.parquet")
-    assert (report["sealed"], report["units_done"], report["units_total"], report["rows"]) == (False, 2, 6, 4)
+    assert (report["sealed"], report["units_done"], report["units_total"], report["rows"]) == (False, 2, 7, 4)
     assert report["status"] == {"ok": 3, "truncated": 1}
     text = shard_text(report)
-    assert "so far: 2 of 6 units of the run" in text
+    assert "so far: 2 of 7 units of the run" in text
     assert text.splitlines()[-1].startswith(f"next: mlcd run --root {tmp_path} --data")
-    with pytest.raises(ConfigError, match="4 units are still to be made"):
+    with pytest.raises(ConfigError, match="5 units are still to be made"):
         inspect_shard(world.root, "default", "empty.parquet")
     [row] = inspect_image(world.root, "default", "b-2")["found"]
     assert (row["row"], row["labels"]) == (2, None)
+
+
+def test_a_seal_that_the_record_of_the_run_does_not_know_yet_counts(tmp_path: Path) -> None:
+    world = World(str(tmp_path), UNITS)
+    world.embed()
+    units = tuple(unit.id for unit in UNITS)
+    world._note("embed", world.folder, world.inputs, units, None)  # as a kill between the two leaves it
+    report = inspect_shard(world.root, "default", "b.parquet")
+    assert (report["sealed"], report["rows"]) == (True, 38)
 
 
 def test_labels_of_other_embeddings_are_not_shown(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run is opened with the shards that can be read, told of those that cannot, and refused when its columns are wrong."""
+"""A run is opened with the shards that can be read and knows those that cannot; wrong columns are refused at once."""
 
 from pathlib import Path
 from typing import Any
