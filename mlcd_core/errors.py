@@ -4,6 +4,7 @@ MlcdError
 +-- ConfigError            a key, a preset or a value that cannot be meant
 +-- DataError              input shards that are missing, unreadable or without images
 |   +-- LabelDataError     label columns or label files that do not fit
+|   +-- ShardChangedError  a shard that is gone or was replaced since it was found
 +-- TooFewRowsError        more centroids asked for than the rows can carry
 +-- StoreError             storage that cannot be read or written ("cannot tell", never "absent")
 |   +-- CorruptRecordError a receipt, manifest or part that is not what its record says
@@ -37,6 +38,12 @@ class LabelDataError(DataError):
     """A label column or label file that does not fit its data."""
 
     code = "label-data"
+
+
+class ShardChangedError(DataError):
+    """A shard that is gone or was replaced since it was found."""
+
+    code = "shard-changed"
 
 
 class TooFewRowsError(MlcdError):

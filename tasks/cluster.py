@@ -11,9 +11,9 @@ from mlcd_core.cluster_memory import available_bytes, check_memory, worker_bytes
 from mlcd_core.device import check_search
 from mlcd_core.embedded_points import block_ranges, embedding_dim
 from mlcd_core.errors import ConfigError
+from mlcd_core.objects import is_s3
 from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
-from mlcd_core.store.opening import S3
 from tasks.cluster_actors import run_workers
 from tasks.cluster_links import links_before, seen_iterations
 from tasks.cluster_worker import RankJob
@@ -69,7 +69,7 @@ def _check_memory(run: Run, usable: int, num_centroids: int, dim: int) -> None:
             dim=dim,
             workers=settings.workers,
             recipe=settings.recipe,
-            rows_mapped=not run.files.uri("").startswith(S3),
+            rows_mapped=not is_s3(run.files.uri("")),
         )
         check_memory(plan, available_bytes())
 

@@ -15,9 +15,9 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.events import Report, Value
 from mlcd_core.identity import fingerprint, short, spec_fingerprint
 from mlcd_core.images.embedder import embedding_dim
+from mlcd_core.objects import is_s3
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
-from mlcd_core.store.opening import S3
 from tasks.progress import forwarded_events
 from tasks.run import Run
 from tasks.train_attempts import Device, pick_train_device, run_attempts
@@ -104,7 +104,7 @@ def log_folder(run: Run, spec: TrainSpec) -> Path:
 
 def default_logs(root: str) -> Path:
     """``logs/`` of a local root. S3 cannot append, so for a root there it is a folder of the user's cache."""
-    if root.startswith(S3):
+    if is_s3(root):
         return cache_folder() / "logs" / fingerprint(root)[:12]
     return Path(root) / "logs"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mlcd_core.digest_memo import Remembered
-from mlcd_core.errors import DataError, StoreError
+from mlcd_core.errors import DataError, ShardChangedError, StoreError
 from mlcd_core.identity import fingerprint
 
 
@@ -46,14 +46,14 @@ def not_parquet(uri: str, reason: str) -> DataError:
     return DataError(f"{uri} is not a whole Parquet file: {reason}; write it again or take it out of the data")
 
 
-def gone(uri: str) -> DataError:
+def gone(uri: str) -> ShardChangedError:
     """The error for a shard that is not there any more."""
-    return DataError(f"the shard {uri} is gone; bring it back or run again without it")
+    return ShardChangedError(f"the shard {uri} is gone; bring it back or run again without it")
 
 
-def replaced(uri: str) -> DataError:
+def replaced(uri: str) -> ShardChangedError:
     """The error for a shard that became another one since it was found."""
-    return DataError(
+    return ShardChangedError(
         f"the shard {uri} was replaced since this run found it; expected data that stays as it is: run again, the new "
         "shard is then another one"
     )

@@ -87,7 +87,7 @@ def experiment(here: World, options: argparse.Namespace) -> bool:
         roots.append(disturbed)
         verdicts.append(judge(disturbed, reference))
         print(table(verdicts[-1:]), *verdicts[-1].failures, sep="\n", file=sys.stderr)
-    left, waited_s = left_behind([family for root in roots for family in root.families], LEFT_S)
+    left, waited_s = left_behind(here.families, LEFT_S)
     fell = {kind: sum(verdict.disturbances[kind] for verdict in verdicts) for kind in KINDS}
     passed = sum(fell.values()) >= options.kills and not left and not any(v.failures for v in verdicts)
     report = {"passed": passed, "seed": options.seed, "shards": options.shards, "rows": len(keys)}

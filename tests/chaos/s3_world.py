@@ -5,11 +5,13 @@ Commands are started with a mark in their environment, in a session of their own
 
 import io
 import os
+import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tests.chaos.disturbances import MARK, Family
+from tests.chaos.disturbances import MARK, Family, killed
 from tests.integration.harness import BIN, prefect_api
 from tests.integration.s3_store import BUCKET, RequestLog, Store, proxy, store
 from tests.servers import s3_environment
@@ -37,6 +39,7 @@ class World:
     log: RequestLog
     environment: dict[str, str]
     folder: Path
+    families: list[Family] = field(default_factory=list)
 
     def start(self, words: Sequence[str], name: str) -> Family:
         """Start ``mlcd`` with these words; what it prints goes to ``NAME.out`` and ``NAME.err`` in the folder."""
@@ -49,12 +52,21 @@ class World:
                 env={**self.environment, MARK: mark},
                 start_new_session=True,
             )
-        return Family(child, mark)
+        family = Family(child, mark)
+        self.families.append(family)
+        return family
+
+    def kill_all(self) -> None:
+        """Kill what lives of all commands that were started."""
+        for process in [process for family in self.families for process in family.members()]:
+            killed(process)
 
 
 @contextmanager
 def world(folder: Path) -> Iterator[World]:
-    """Servers for the experiments, all ended at the end."""
+    """Servers for the experiments; they and all commands are ended at the end."""
+    # an exit instead of the default death, so that a script that is terminated ends them too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "requests.jsonl"
     log.touch()
@@ -69,7 +81,9 @@ def world(folder: Path) -> Iterator[World]:
             "PREFECT_HOME": str(folder / "prefect"),
         }
         environment["PREFECT_API_URL"] = stack.enter_context(prefect_api(folder, environment))
-        yield World(server, RequestLog(log), environment, folder)
+        here = World(server, RequestLog(log), environment, folder)
+        stack.callback(here.kill_all)
+        yield here
 
 
 def address(key: str) -> str:
