@@ -19,8 +19,7 @@ from embed_bare import Loop, Mark
 
 from mlcd_core import open_run
 from mlcd_core.store.records import decode_receipt
-
-IN_FLIGHT = 2  # units that an actor has at a time
+from tasks.embed import IN_FLIGHT
 
 
 @dataclass(frozen=True)

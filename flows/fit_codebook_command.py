@@ -22,8 +22,8 @@ def add_parser(commands: "Commands") -> None:
         "fit-codebook",
         help="fit the codebook of hog_words to your images",
         description="Fit the words that the embedder hog_words looks for to images drawn from your shards. No label is "
-        "read. The same data, options and versions give the same file. The packaged codebook was fitted to 4,000 scenes "
-        "of digits, with the defaults below.",
+        "read. The same data, options and versions give the same file. The packaged codebook was fitted to 4,000 "
+        "scenes of digits, with the defaults below.",
     )
     fit.set_defaults(command=_fit)
     fit.add_argument("--data", required=True, help="Parquet shards: file, folder, quoted pattern, or s3:// address")
@@ -57,9 +57,9 @@ def _fit(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _say(_event: str, values: Mapping[str, Any]) -> None:
+def _say(event: str, values: Mapping[str, Any]) -> None:
     """Progress on stderr: the fit itself takes seconds to minutes."""
-    print(f"fit-codebook: {values['images']:,} images drawn; fitting", file=sys.stderr, flush=True)
+    print(f"{event}: {values['images']:,} drawn, {values['skipped']:,} skipped; fitting", file=sys.stderr, flush=True)
 
 
 def _text(fitted: "FittedCodebook", next_command: str) -> str:

@@ -42,7 +42,10 @@ class Files(Protocol):
         """Make the object appear with exactly these bytes, replacing one of that name."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put if absent: False, and nothing changed, when the name exists."""
+        """Put if absent: False, and nothing changed, when the name exists.
+
+        A store that may lose its answer says True whenever the object holds exactly these bytes.
+        """
 
     def list(self, prefix: str) -> list[FileInfo]:
         """Every object under the folder ``prefix``, sorted by name; empty when there is none."""

@@ -2,8 +2,7 @@
 
 Faults come by rule: which requests (method, key), and which of them (the n-th, or a share drawn from a seeded
 generator). Signed bytes pass untouched, the Host header included. Conditional puts of one key pass one at a time,
-because the server of the tests looks and then writes without a lock. Every request is recorded with
-the status that was sent.
+because the server of the tests looks and then writes without a lock. Every request is recorded, with its status.
 
 As a process of its own:
     python -m tests.s3.proxy --upstream URL --port N [--seed N] [--log FILE]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,17 +101,16 @@ def test_bad_images_are_skipped_and_counted(tmp_path: Path) -> None:
     assert (made.images, made.skipped) == (60, 60)
 
 
-def test_fewer_images_than_there_are_come_from_all_row_groups(tmp_path: Path) -> None:
-    """Groups of one colour each: a codebook cannot be fitted to one group, so the draw must reach others."""
-    scenes = scene_table("train", 0, 200, seed=0)
-    pq.write_table(scenes, tmp_path / "shard.parquet", row_group_size=40)
-    seen: list[dict[str, object]] = []
-    made = fit_codebook_file(
-        request(tmp_path / "shard.parquet", tmp_path / "book", num_images=80),
-        lambda event, values: seen.append({"event": event, **values}),
-    )
-    assert made.images == 80
-    assert seen == [{"event": "codebook_images", "images": 80, "skipped": 0}]
+def test_images_come_from_all_row_groups_and_few_of_each(tmp_path: Path) -> None:
+    """Five groups of 40 rows, one of them bad: 80 images are 16 of each group, so 64 are left."""
+    images = scene_table("train", 0, 160, seed=0)["png"].to_pylist()
+    images[40:40] = [b"bad"] * 40
+    pq.write_table(pa.table({"png": pa.array(images, pa.binary())}), tmp_path / "shard.parquet", row_group_size=40)
+    seen: list[tuple[str, object]] = []
+    asked = request(tmp_path / "shard.parquet", tmp_path / "book", num_images=80)
+    made = fit_codebook_file(asked, lambda event, values: seen.append((event, values)))
+    assert (made.images, made.skipped) == (64, 16)
+    assert seen == [("codebook_images", {"images": 64, "skipped": 16})]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_data_without_a_usable_image_or_without_shapes_are_refused(tmp_path: Pat
     from mlcd_core.images.fit_hog_words import fit_codebook
 
     pq.write_table(pa.table({"png": pa.array([None, b"no"], pa.binary())}), tmp_path / "shard.parquet")
-    with pytest.raises(DataError, match="no usable image in .*2 are bad"):
+    with pytest.raises(DataError, match=r"no usable image in .*2 are bad"):
         fit_codebook_file(request(tmp_path / "shard.parquet", tmp_path / "book"), silent)
     with pytest.raises(DataError, match="of one colour"):
         fit_codebook(torch.full((20, 3, 32, 32), 9, dtype=torch.uint8), num_words=20, dim=4, seed=0)
@@ -142,9 +142,7 @@ def test_data_without_a_usable_image_or_without_shapes_are_refused(tmp_path: Pat
 
 def test_a_folder_is_no_place_for_a_codebook(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
-        fit_codebook_file(
-            request(shards, tmp_path / "x").__class__(**{**vars(request(shards, tmp_path)), "out": "/x/"}), silent
-        )
+        fit_codebook_file(replace(request(shards, tmp_path), out=f"{tmp_path}/"), silent)
 
 
 def test_the_command_says_what_it_made_and_what_to_do_with_it(
