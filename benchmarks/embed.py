@@ -20,13 +20,12 @@ from machine import describe_machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "embed.md"
 ACTORS = ((2, 1), (1, 2))  # actors and threads of each: two threads in all
-UNIT_ROWS = (1_000, 500, 100)
 CLIP, CLIP_PIXELS, CLIP_UNIT_ROWS = "ViT-B-32", 224, 50
 
 
-def hog_race(images: int) -> Race:
+def hog_race(images: int, unit_rows: list[int]) -> Race:
     """The laptop's embedder, with units of several sizes."""
-    contenders = [Setting(*actors, rows) for rows in UNIT_ROWS for actors in ACTORS]
+    contenders = [Setting(*actors, rows) for rows in unit_rows for actors in ACTORS]
     settings = {"embedder": "hog_words", "image_size": 32, "batch_rows": 256}
     return Race("hog_words", settings, contenders, images, shard_rows=1_000, group_rows=100)
 
@@ -52,7 +51,10 @@ def random_weights(path: Path) -> Path:
 
 def races_section(options: argparse.Namespace, folder: Path) -> list[str]:
     """Both models."""
-    entries = [("hog", lambda: hog_race(options.images)), ("clip", lambda: clip_race(options.clip_images, folder))]
+    entries = [
+        ("hog", lambda: hog_race(options.images, options.unit_rows)),
+        ("clip", lambda: clip_race(options.clip_images, folder)),
+    ]
     entries = [(name, make()) for name, make in entries if name in options.models]
     lines = [
         "## The stage beside a bare loop",
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5_000, help="of the race of hog_words")
     parser.add_argument("--clip-images", type=int, default=600, help="of the race of ViT-B/32: about 20 a second")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--unit-rows", type=int, nargs="+", default=[1_000, 500, 100], help="of hog_words")
     parser.add_argument("--models", nargs="+", choices=("hog", "clip"), default=["hog", "clip"])
     parser.add_argument("--megabytes", type=int, default=400, help="of embeddings that are read")
     parser.add_argument("--decode-runs", type=int, default=5)

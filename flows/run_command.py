@@ -38,6 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     """Run the flow; what can be known to be wrong is said before a server is started."""
+    from tasks.adopted import check_adopted_run
     from tasks.pin import resolve_pins
     from tasks.rounds import check_rounds
     from tasks.run import open_run, selected_stages
@@ -48,6 +49,8 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     check_rounds(request, selected, options.rounds)
     opened = open_run(request)
     resolve_pins(opened)
+    if "embed" in selected:
+        check_adopted_run(opened)
     if "train" in selected:
         check_train(opened)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mlcd_core.images.embedder import Embedder
 
 
+NO_SCORES = {"knn": None, "linear_probe": None, "multilabel_map": None}
+
+
 @dataclass(frozen=True)
 class EvaluateJob:
     """What the evaluating worker needs, small enough to send."""
@@ -111,10 +114,12 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
         embedders = _embedders(job, files)
         towers = {name: embedder for name, embedder in embedders.items() if name != "source"}
         train = encode_shards(job.shards, towers, spec=job.spec, pool=pool, usable_N=usable_N)
-        train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
+        if "source" in embedders:
+            train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
         captions = job.embed_spec.caption_column if job.embed_spec.feature == "image_text_mean" else ""
         test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool, caption_column=captions)
         probes = compare_features(train, test, spec=job.spec)
+        probes["scores"].setdefault("source", NO_SCORES)
     clusters = describe_clusters(
         labels_NL,
         job.label.metrics["num_centroids"],
@@ -134,12 +139,14 @@ def _embedders(job: EvaluateJob, files: Files) -> dict[str, "Embedder"]:
     device = pick_device(job.runtime.device)
     name = tower_part_name(job.train_spec)
     tower = next(part for part in job.train.parts if part.name == name)
-    weights = find_weights(job.embed_spec, job.embed_runtime.pretrained)
-    return {
+    embedders: dict[str, Embedder] = {
         "trained": TowerEmbedder(job.train_spec, weights=read_part(files, tower), device=device),
         "untrained": TowerEmbedder(job.train_spec, weights=None, device=device),
-        "source": build_embedder(job.embed_spec, weights=weights, device=device),
     }
+    if job.embed_spec.embedder != "adopted":  # of adopted vectors there are none for test images
+        weights = find_weights(job.embed_spec, job.embed_runtime.pretrained)
+        embedders["source"] = build_embedder(job.embed_spec, weights=weights, device=device)
+    return embedders
 
 
 def _label_matrix(table: pa.Table) -> NDArray[np.int32]:

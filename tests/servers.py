@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-START_S = 60
+START_S = 120
 PAGE = 100  # objects in one answer to a listing, so that tests have listings of many pages
 
 

@@ -2,7 +2,7 @@
 
 An image is read as a bag of shapes. Small windows at two scales are described by gradient orientations (HOG), compared
 with K codebook words, and each word keeps its best window, wherever it stands. PCA whitening then makes D numbers of
-the K. All parameters are fitted without labels by ``benchmarks/fit_hog_words.py``, on digit scenes.
+the K. All parameters are fitted without labels (``fit_hog_words.py``), those of the package on digit scenes.
 The window sizes are prior knowledge: they match objects of a third to a half of the image, as in those scenes.
 It sees shape only, no colour, and it is no match for a pre-trained network on photographs.
 
@@ -68,7 +68,7 @@ def build_hog_words(weights: bytes, *, image_size: int, device: str) -> HogWords
         raise ConfigError(
             f"the weights of hog_words are no codebook ({error}); expected a safetensors file with "
             f"{', '.join(Codebook.__dataclass_fields__)}: leave embed.pretrained empty for the packaged one, "
-            "or make one with benchmarks/fit_hog_words.py"
+            "or make one with mlcd fit-codebook"
         ) from error
     return HogWords(codebook, weights_sha256=sha256_hex(weights), image_size=image_size, device=device)
 

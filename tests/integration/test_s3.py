@@ -6,6 +6,7 @@ What the command reads and writes is counted at a proxy; the tests look past it.
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,10 +55,16 @@ class World:
         assert done.code == 0, done.stderr
         return done
 
-    def start_local(self) -> "subprocess.Popen[bytes]":
-        """Start the same on local disk."""
+    @contextmanager
+    def local_run(self) -> Iterator["subprocess.Popen[bytes]"]:
+        """The same on local disk, beside what is done meanwhile; gone at the end."""
         words = request(str(self.folder / "root"), str(self.folder / "data"))
-        return self.mlcd.start(*words, "--until", "train")
+        local = self.mlcd.start(*words, "--until", "train")
+        try:
+            yield local
+        finally:
+            local.terminate()
+            local.wait()
 
     def local_digests(self) -> dict[str, str]:
         run = mlcd_core.open_run(self.folder / "root")
@@ -96,10 +103,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iter
 
 
 def test_a_run_on_s3_gives_the_digests_of_one_on_local_disk(world: World) -> None:
-    local = world.start_local()
-    done = world.run()
+    with world.local_run() as local:
+        done = world.run()
+        assert local.wait(timeout=300) == 0
     assert done.results() == dict.fromkeys(STAGES, "ran")
-    assert local.wait(timeout=300) == 0
     assert digests(done) == world.local_digests()
 
 

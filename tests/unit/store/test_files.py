@@ -87,8 +87,8 @@ def test_one_winner_per_name_when_processes_race(address: str) -> None:
     racers = [context.Process(target=_race, args=(address, me, start, wins)) for me in range(3)]
     for racer in racers:
         racer.start()
-    won = sorted(wins.get(timeout=60) for _ in range(NAMES))
+    won = sorted(wins.get(timeout=180) for _ in range(NAMES))
     for racer in racers:
-        racer.join(timeout=60)
+        racer.join(timeout=180)
     assert won == list(range(NAMES))
     assert wins.empty()
