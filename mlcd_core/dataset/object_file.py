@@ -8,8 +8,8 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlcd_core.dataset.shard import gone, replaced
-from mlcd_core.objects import Objects
+from mlcd_core.dataset.shard import replaced
+from mlcd_core.objects import ObjectInfo, Objects
 
 TAIL_BYTES = 64 << 10
 # one request brings at most so much: a bigger one that is cut is more to repeat
@@ -29,29 +29,28 @@ class _Held:
 
 
 class ObjectFile:
-    """A seekable file over the object ``uri`` of ``num_bytes``, as pyarrow wants one from Python.
+    """A seekable file over an object, as pyarrow wants one from Python.
 
-    Its methods raise DataError when the object is gone or shorter, StoreError when storage does not answer.
+    Its methods raise ShardChangedError when it is not that object any more, StoreError when storage does not answer.
     """
 
     closed = False
 
-    def __init__(self, objects: Objects, uri: str, num_bytes: int) -> None:
+    def __init__(self, objects: Objects, info: ObjectInfo) -> None:
         self._objects = objects
-        self._uri = uri
-        self._num_bytes = num_bytes
+        self._info = info
+        self._num_bytes = num_bytes = info.bytes
         self._position = 0
         self._held: list[_Held] = []
         self._tail = self._get(max(0, num_bytes - TAIL_BYTES), num_bytes)
 
-    def hold(self, ranges: Iterable[tuple[int, int]]) -> int:
-        """Hold these ranges [start, stop), which are apart, and the end, nothing else; returns the requests it took."""
+    def hold(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Hold these ranges [start, stop), which are apart, and the end, nothing else."""
         self._held = []
         for start, stop in ranges:
             last = min(stop, self._tail.start)
             for cut in range(start, last, REQUEST_BYTES):
                 self._held.append(self._get(cut, min(cut + REQUEST_BYTES, last)))
-        return len(self._held)
 
     def read(self, size: int = -1) -> memoryview | bytes:
         """The next ``size`` bytes, or as many as there are; a view of what is held where that is one piece."""
@@ -81,9 +80,8 @@ class ObjectFile:
         self._held = []
 
     def _get(self, start: int, stop: int) -> _Held:
-        data = self._objects.get(self._uri, start=start, end=stop) if stop > start else b""
-        if data is None:
-            raise gone(self._uri)
-        if len(data) != stop - start:
-            raise replaced(self._uri)
+        info = self._info
+        data = self._objects.get(info.uri, start=start, end=stop, etag=info.etag) if stop > start else b""
+        if data is None or len(data) != stop - start:
+            raise replaced(info.uri)
         return _Held(start, memoryview(data))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from mlcd_core.dataset.footer import chunk_ranges, first_line, joined_ranges, leaf_columns
 from mlcd_core.dataset.object_file import REQUEST_BYTES, ObjectFile
-from mlcd_core.dataset.shard import Shard, not_parquet, replaced
+from mlcd_core.dataset.shard import Shard, not_parquet
 from mlcd_core.identity import fingerprint
 from mlcd_core.objects import ObjectInfo, open_objects
 
@@ -24,9 +24,7 @@ class ObjectSource:
     """An S3 object whose bytes are fetched by range and parsed from memory."""
 
     def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._objects = open_objects()
-        self._file = ObjectFile(self._objects, shard.uri, shard.bytes)
+        self._file = ObjectFile(open_objects(), ObjectInfo(shard.uri, shard.bytes, shard.etag))
         try:
             self.parquet = pq.ParquetFile(self._file, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
@@ -36,8 +34,7 @@ class ObjectSource:
         """The row groups; as many as one request may bring are fetched together."""
         try:
             for run, ranges in self._runs(row_groups, columns):
-                if self._file.hold(ranges):
-                    self._check_unchanged()
+                self._file.hold(ranges)
                 yield from run
         finally:
             # training keeps many shards open
@@ -59,9 +56,3 @@ class ObjectSource:
                 run, longer = [], joined_ranges(own, GAP_BYTES)
             run, ranges = [*run, group], longer
         yield run, ranges
-
-    def _check_unchanged(self) -> None:
-        """Bytes of two objects must not be taken for one's: it is still the object that was found."""
-        info = self._objects.info(self._shard.uri)
-        if info is None or object_digest(info) != self._shard.digest:
-            raise replaced(self._shard.uri)

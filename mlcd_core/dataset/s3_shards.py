@@ -33,13 +33,13 @@ def s3_shards(data: str, memo: DigestMemo) -> Generator[Shard]:
             if remembered is None:
                 remembered = next(read)
                 memo.put(info.uri, info.bytes, info.etag, remembered)
-            yield shard_of(info.uri, info.bytes, remembered)
+            yield shard_of(info.uri, info.bytes, remembered, etag=info.etag)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _read(objects: Objects, info: ObjectInfo) -> Remembered:
-    footer = read_footer(ObjectFile(objects, info.uri, info.bytes))
+    footer = read_footer(ObjectFile(objects, info))
     return Remembered(object_digest(info), footer.row_groups, footer.error)
 
 

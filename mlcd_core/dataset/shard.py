@@ -15,6 +15,7 @@ class Shard:
 
     digest: of a local file the sha256 of its bytes, of an S3 object the fingerprint of its size and ETag.
     row_groups: rows of each row group. error: why its footer cannot be read, and then it has no rows; else empty.
+    etag: of an S3 object, so that no other one is read in its place.
     """
 
     uri: str
@@ -23,6 +24,7 @@ class Shard:
     rows: int
     row_groups: tuple[int, ...] = ()
     error: str = ""
+    etag: str = ""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -30,10 +32,10 @@ class Shard:
         return (0, *accumulate(self.row_groups))
 
 
-def shard_of(uri: str, num_bytes: int, known: Remembered) -> Shard:
+def shard_of(uri: str, num_bytes: int, known: Remembered, *, etag: str = "") -> Shard:
     """The shard at ``uri``, by what is known of it."""
     rows = sum(known.row_groups)
-    return Shard(uri, known.digest, bytes=num_bytes, rows=rows, row_groups=known.row_groups, error=known.error)
+    return Shard(uri, known.digest, num_bytes, rows, row_groups=known.row_groups, error=known.error, etag=etag)
 
 
 def data_digest(shards: Sequence[Shard]) -> str:
@@ -54,8 +56,8 @@ def gone(uri: str) -> ShardChangedError:
 def replaced(uri: str) -> ShardChangedError:
     """The error for a shard that became another one since it was found."""
     return ShardChangedError(
-        f"the shard {uri} was replaced since this run found it; expected data that stays as it is: run again, the new "
-        "shard is then another one"
+        f"the shard {uri} was replaced or removed since this run found it; expected data that stays as it is: run "
+        "again, the new shard is then another one"
     )
 
 

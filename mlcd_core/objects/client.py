@@ -56,12 +56,13 @@ class Objects:
         self._connection = connection
         self._retries = retries
 
-    def get(self, uri: str, *, start: int | None = None, end: int | None = None) -> bytes | None:
+    def get(self, uri: str, *, start: int | None = None, end: int | None = None, etag: str = "") -> bytes | None:
         """The object's bytes, or those from ``start`` up to ``end``; None when it does not exist.
 
-        A range that reaches over the end of the object gives what there is.
+        A range that reaches over the end of the object gives what there is. etag: the content that is wanted; None
+        when there is another one.
         """
-        return self._tried("get_object", uri, lambda: self._get(uri, start or 0, end))
+        return self._tried("get_object", uri, lambda: self._get(uri, start or 0, end, etag))
 
     def info(self, uri: str) -> ObjectInfo | None:
         """Size and tag of an object, or None when it does not exist."""
@@ -87,14 +88,16 @@ class Objects:
     def _tried(self, operation: str, uri: str, attempt: Callable[[], Answer]) -> Answer:
         return self._retries.persist(attempt, cannot(operation, uri))
 
-    def _get(self, uri: str, start: int, end: int | None) -> bytes | None:
+    def _get(self, uri: str, start: int = 0, end: int | None = None, etag: str = "") -> bytes | None:
         whole = start == 0 and end is None
         if end is not None and end <= start:
             return None if self._info(uri) is None else b""
         asked = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        if etag:
+            asked["IfMatch"] = f'"{etag}"'
         try:
             answer = self._connection.ask("get_object", uri, **asked)
-        except Absent:
+        except (Absent, Taken):
             return None
         except BeyondEnd:
             return b""
@@ -122,7 +125,7 @@ class Objects:
             self._connection.ask("put_object", uri, Body=data, IfNoneMatch="*")
             return True
         except (Taken, Unclear) as answer:
-            found = self._get(uri, 0, None)
+            found = self._get(uri)
             if found is None:
                 raise Unclear(str(answer)) from answer
             return found == data

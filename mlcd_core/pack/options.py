@@ -18,7 +18,7 @@ class PackOptions:
 
     kind: KindOption = "auto"
     rows_per_shard: int = 10_000
-    # a worker holds about three times this: the file, the buffer it grows in, and the bytes it hands to the store
+    # a worker holds 2.2 times this: the buffer that the file grows in, and the bytes that are handed to the store
     max_shard_bytes: int = 256 << 20
     resize: int = 0
     quality: int = 95

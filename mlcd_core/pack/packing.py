@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from mlcd_core.errors import DataError
 from mlcd_core.identity import sha256_hex
@@ -20,10 +19,8 @@ SHOWN_FAILURES = 5
 REPORTED_ROWS = 64
 
 
-class OnRows(Protocol):
-    """Called while a shard is made, with the rows read since the last call."""
-
-    def __call__(self, rows: int) -> None: ...
+# called while a shard is made, with the rows read since the last call
+OnRows = Callable[[int], None]
 
 
 @dataclass
@@ -72,9 +69,7 @@ def _rows(unit: PackUnit, options: PackOptions, counted: _Counted) -> Iterator[R
         yield row._replace(image=smaller.data)
 
 
-def _counting(
-    rows: Iterator[Row], counted: _Counted, on_rows: Callable[[int], None], *, has_labels: bool
-) -> Iterator[Row]:
+def _counting(rows: Iterator[Row], counted: _Counted, on_rows: OnRows, *, has_labels: bool) -> Iterator[Row]:
     for row in rows:
         counted.counts["rows"] += 1
         if row.status != "success":
