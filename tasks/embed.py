@@ -1,6 +1,5 @@
 """embed: every image to one normalised float16 vector; a unit is a span of a shard's row groups."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +46,7 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
                 workers=runtime.workers,
                 report=job.report,
                 in_flight=IN_FLIGHT,
-                num_gpus=gpus_per_worker(runtime),
+                device=runtime.device,
                 on_unit=heard,
             )
         made = job.folder.receipts([task.unit for task in pending], pending)
@@ -73,17 +72,6 @@ def resolved_embed_spec(run: Run) -> EmbedSpec:
     from mlcd_core.images.embedder import find_weights
 
     return spec.model_copy(update={"weights_sha256": sha256_hex(find_weights(spec, runtime.pretrained))})
-
-
-def gpus_per_worker(runtime: EmbedRuntime) -> float:
-    """The share of a GPU that each worker gets: one where there are enough, a part where they share; 0 on CPUs."""
-    import ray
-
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if runtime.device == "cpu" or num_gpus == 0:
-        return 0.0
-    sharing = math.ceil(runtime.workers / num_gpus)
-    return math.floor(10_000 / sharing) / 10_000  # Ray counts in ten-thousandths
 
 
 def _done(job: Job, units: tuple[str, ...]) -> dict[str, Receipt]:

@@ -5,6 +5,7 @@ that kills its process again and again is given up, and the others go on.
 """
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 from mlcd_core import errors
 from mlcd_core.events import Report
+from mlcd_core.runtimes import Device
 from mlcd_core.store import UnitTask
 from tasks.unit_marks import MOST_DEATHS, Marks, Turns, start_marks
 from tasks.unit_progress import unit_progress
@@ -29,7 +31,7 @@ def run_units(
     workers: int,
     report: Report,
     in_flight: int = 1,
-    num_gpus: float = 0.0,
+    device: Device = "cpu",
     on_unit: Callable[[UnitTask, Values], None] | None = None,
 ) -> None:
     """Map ``worker(**arguments)`` over the pending units.
@@ -38,14 +40,14 @@ def run_units(
     the unit and returns its number of rows, or JSON values that hold ``rows``. Where it has ``give_up``, that is called
     with the same for a unit with which the process died three times; else such a unit ends the stage.
     rows: what each pending unit reads, as JSON values with its number of ``rows``, in the order of ``pending``.
-    num_gpus: of each actor. on_unit: hears what each unit returned; what it raises ends the work.
+    device: where the workers compute; not on the CPU, each gets its share of Ray's GPUs. on_unit: hears what each unit returned; what it raises ends the work.
     A MlcdError raised by a unit is raised here.
     """
     if not pending:
         return
     todo = {task.unit: task for task in pending}
     progress = unit_progress(report, num_units=len(pending), num_rows=sum(int(row["rows"]) for row in rows))
-    with _outcomes(worker, arguments, pending, rows, workers, in_flight, num_gpus) as outcomes:
+    with _outcomes(worker, arguments, pending, rows, workers, in_flight, device) as outcomes:
         for outcome in outcomes:
             if outcome["error"]:
                 raise getattr(errors, outcome["kind"], errors.StageFailedError)(outcome["error"])
@@ -62,7 +64,7 @@ def _outcomes(
     rows: Sequence[Mapping[str, Any]],
     workers: int,
     in_flight: int,
-    num_gpus: float,
+    device: Device,
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """What the units say, as they end; on exit nothing is left of the pool."""
     import ray
@@ -76,7 +78,7 @@ def _outcomes(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
-        num_gpus=num_gpus or None,
+        num_gpus=gpu_share(workers, ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0,
         compute=ray.data.ActorPoolStrategy(
             size=min(workers, len(tasks)),
             max_concurrent_calls_per_actor=in_flight,
@@ -91,6 +93,14 @@ def _outcomes(
     finally:
         batches.close()
         ray.kill(marks.actor)
+
+
+def gpu_share(workers: int, num_gpus: float) -> float:
+    """What part of a GPU each worker gets, so that all have the same and all find room; 0 where there is none."""
+    if num_gpus < 1:
+        return 0.0
+    sharing = math.ceil(workers / int(num_gpus))
+    return math.floor(10_000 / sharing) / 10_000  # Ray counts in ten-thousandths
 
 
 def _actor_id() -> str:

@@ -1,6 +1,7 @@
 """A shard gives one embedding row per input row, in order, whatever its images are."""
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from mlcd_core.dataset import ShardReader, find_shards
-from mlcd_core.embedding import embed_shard, joined_embeddings, status_counts
+from mlcd_core.dataset import ImageRows, Shard, ShardReader, Span, find_shards
+from mlcd_core.embedding import embed_groups, embed_shard, failed_table, joined_embeddings, status_counts
 from mlcd_core.images.embed_shard import ipc_bytes
 from mlcd_core.images.embedder import build_embedder, find_weights
 from mlcd_core.specs import EmbedSpec
@@ -54,6 +56,52 @@ def test_usable_rows_are_unit_vectors_and_the_others_zero(table: pa.Table) -> No
     usable_N = np.array(table["status"].to_pylist()) == 0
     np.testing.assert_allclose(norms_N[usable_N], 1, atol=2e-3)
     assert not vectors_ND[~usable_N].any()
+
+
+class Captioned:
+    """An embedder that shows which caption came with which image."""
+
+    fingerprint, dim, image_size = "captioned", 2, 16
+
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the captions were left out")
+
+    def encode_with_captions(self, images_BCHW: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
+        assert len(images_BCHW) == len(captions)
+        return torch.tensor([[float(caption or "1"), 1.0] for caption in captions])
+
+
+def test_each_image_goes_with_its_caption_whatever_the_row_groups() -> None:
+    captions = [None if row == 4 else str(row + 1) for row in range(11)]
+    groups = [
+        ImageRows(100 + first, [f"k{i}" for i in rows], [jpeg(0)] * len(rows), [False] * len(rows), None, given)
+        for first, rows in ((0, range(4)), (4, range(4, 5)), (5, range(5, 11)))
+        for given in [[captions[i] for i in rows]]
+    ]
+    spec = EmbedSpec(batch_rows=3, image_size=16)
+    with ThreadPoolExecutor(1) as pool:
+        table = embed_groups(groups, embedder=Captioned(), spec=spec, pool=pool)
+    vectors_ND = joined_embeddings([ipc_bytes(table)]).astype(np.float64)
+    expected = [float(caption or "1") for caption in captions]
+    np.testing.assert_allclose(vectors_ND[:, 0] / vectors_ND[:, 1], expected, rtol=1e-2)
+    assert table["row"].to_pylist() == list(range(100, 111))
+    assert table["key"].to_pylist() == [f"k{i}" for i in range(11)]
+
+
+def test_a_failed_unit_has_all_its_rows_with_made_keys() -> None:
+    shard = Shard("s3://b/x.parquet", "ab" * 32, bytes=9, rows=30, row_groups=(10, 20))
+    table = failed_table(Span(shard, first_row=10, rows=20, first_group=1, groups=1), RowStatus.WORKER_DIED, dim=3)
+    assert table.schema == embedding_schema(3)
+    assert table["row"].to_pylist() == list(range(10, 30))
+    assert table["key"].to_pylist() == [f"abababababab-{row:06d}" for row in range(10, 30)]
+    assert status_counts(table) == {"worker_died": 20}
+    assert not joined_embeddings([ipc_bytes(table)]).any()
+
+
+def test_rows_without_row_groups_are_an_empty_table() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        table = embed_groups([], embedder=Captioned(), spec=EmbedSpec(), pool=pool)
+    assert (table.num_rows, table.schema) == (0, embedding_schema(2))
 
 
 def test_parts_are_joined_in_order(table: pa.Table) -> None:

@@ -183,7 +183,9 @@ def bombs() -> Iterator[tuple[str, bytes, RowStatus]]:
     yield "png-25-mp", png_file(5_000, 5_000, deflated_zeros(5_000 * 15_001)), OK
     yield "png-16-mp-of-16-bit-rgba", png_file(4_000, 4_000, deflated_zeros(4_000 * 32_001), depth=16, colours=6), OK
     yield "webp-16-mp-in-36-bytes", resized_webp(solid, 4_000, 4_000), OK
-    yield "progressive-jpeg-25-mp", encoded(Image.new("RGB", (5_000, 5_000)), "JPEG", progressive=True), OK
+    square = Image.new("RGB", (5_000, 5_000))
+    yield "progressive-jpeg-25-mp", encoded(square, "JPEG", progressive=True, subsampling=0), OK
+    yield "tiff-25-mp-of-floats", encoded(square.convert("F"), "TIFF", compression="tiff_adobe_deflate"), OK
     yield "jpeg-64-mp", encoded(Image.new("RGB", (8_000, 8_000)), "JPEG"), OK
     yield "jpeg-32-mp-cmyk", encoded(Image.new("CMYK", (5_600, 5_600)), "JPEG"), OK
     yield "bmp-31-mp-in-runs", bmp_of_runs(5_600), OK

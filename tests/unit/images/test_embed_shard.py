@@ -1,5 +1,6 @@
 """One shard to one table: every row accounted for, unit float16 vectors, the same bytes again."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,11 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mlcd_core.errors import CorruptRecordError
+from mlcd_core.errors import CorruptRecordError, DataError
 from mlcd_core.images.digit_scenes import scene_table
 from mlcd_core.images.embed_shard import ImageBatch, embed_batches, embedding_table, ipc_bytes, read_ipc
 from mlcd_core.images.embedder import build_embedder, find_weights
+from mlcd_core.images.one_at_a_time import OneAtATime
 from mlcd_core.specs import EmbedSpec
+from mlcd_core.stopwatch import Stopwatch
 from mlcd_core.tables import RowStatus, embedding_schema
 
 SPEC = EmbedSpec(batch_rows=8)
@@ -94,6 +97,85 @@ def test_threads_give_the_same_bytes(images):
     with ThreadPoolExecutor(3) as pool:
         together = embed(images, embedder=embedder, pool=pool)
     assert alone.embeddings_ND.tobytes() == together.embeddings_ND.tobytes()
+
+
+class Clock:
+    """A second passes with each look."""
+
+    def __init__(self):
+        self.time = 0
+
+    def __call__(self):
+        self.time += 1
+        return self.time
+
+
+def test_the_seconds_that_were_waited_for_each_phase_are_kept(images):
+    watch = Stopwatch(Clock())
+    embed(images, embedder=MeanColour(), watch=watch)
+    assert set(watch.seconds) == {"read", "decode", "model"}
+    assert watch.seconds["model"] >= 3  # a look before and one after, three batches; others look too
+    assert min(watch.seconds.values()) > 0
+
+
+def test_what_cannot_be_read_is_raised_after_the_batches_before_it(images):
+    def broken():
+        yield ImageBatch(images[:8])
+        raise DataError("row group 1 cannot be read")
+
+    embedder = MeanColour()
+    with pytest.raises(DataError, match="row group 1"):
+        embed_batches(broken(), embedder=embedder, spec=SPEC)
+    assert embedder.batches == [8]
+
+
+def test_batches_are_read_no_further_ahead_than_one(images):
+    begun = []
+
+    def counted():
+        for number in range(4):
+            begun.append(number)
+            yield ImageBatch(images[:2])
+
+    class Watching(MeanColour):
+        def encode(self, images_BCHW):
+            assert len(begun) <= len(self.batches) + 2
+            return super().encode(images_BCHW)
+
+    embed_batches(counted(), embedder=Watching(), spec=SPEC)
+    assert begun == [0, 1, 2, 3]
+
+
+def test_threads_that_share_an_embedder_use_it_in_turns(images):
+    """And always from the same thread, that also built it."""
+    used = []
+
+    class Noting(MeanColour):
+        def encode(self, images_BCHW):
+            used.append(threading.get_ident())
+            return super().encode(images_BCHW)
+
+    def build():
+        used.append(threading.get_ident())
+        return Noting()
+
+    shared = OneAtATime(build)
+    with ThreadPoolExecutor(2) as units:
+        halves = [units.submit(embed, part, embedder=shared) for part in (images[:10], images[10:])]
+        together = [half.result().embeddings_ND for half in halves]
+    assert len(set(used)) == 1
+    assert len(used) == 5
+    alone = embed(images, embedder=MeanColour()).embeddings_ND
+    np.testing.assert_array_equal(np.concatenate(together), alone)
+
+
+def test_an_error_of_a_shared_embedder_reaches_its_caller(images):
+    class Broken(MeanColour):
+        def encode(self, images_BCHW):
+            raise torch.cuda.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        embed(images, embedder=OneAtATime(Broken))
 
 
 def test_an_error_of_the_encoder_is_not_swallowed(images):

@@ -72,6 +72,12 @@ def test_all_files_together_stay_within_300_mb(outcomes: list[Outcome]) -> None:
     assert outcomes[-1].peak_mb <= MOST_MB, table(outcomes)
 
 
+def test_the_memory_that_is_measured_is_that_of_the_decoder(outcomes: list[Outcome]) -> None:
+    """The largest images that are allowed need 100 MB at least in either mode."""
+    assert outcomes[0].peak_mb < 10
+    assert outcomes[-1].peak_mb > 100, table(outcomes)
+
+
 def test_bad_files_leave_good_neighbours_in_a_batch_alone(files: list[HostileFile]) -> None:
     small = [file for file in files if len(file.data) < 30_000 and file.status != RowStatus.OK]
     good = next(file for file in files if file.name == "jpeg-progressive").data

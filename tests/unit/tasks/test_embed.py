@@ -94,12 +94,11 @@ class World:
     def planned(self, run: Run, *, retry_failed: bool = False) -> tuple[StageWork, StageFolder, StagePlan]:
         work = stage_work("embed", run, {})
         folder = StageFolder(run.files, work.spec)
-        return work, folder, folder.plan(work.inputs, work.units, folder.failed_units(work.units) * retry_failed)
+        redo = folder.failed_units(work.units) if retry_failed else ()
+        return work, folder, folder.plan(work.inputs, work.units, redo)
 
     def embed(self, *, retry_failed: bool = False, session: Any = None, **settings: Any) -> Manifest:
-        work = stage_work("embed", run := self.run(**settings), {})
-        folder = StageFolder(run.files, work.spec)
-        plan = folder.plan(work.inputs, work.units, folder.failed_units(work.units) if retry_failed else ())
+        work, folder, plan = self.planned(self.run(**settings), retry_failed=retry_failed)
         if plan.manifest is not None:
             return plan.manifest
         made = work.make(Job(folder, plan, session or Session(), silent))
@@ -163,7 +162,7 @@ def test_a_shard_twice_is_one_unit_and_its_rows_count_twice(world: World) -> Non
     assert manifest.metrics["status"] == {"ok": 18, "not_an_image": 2}
     assert manifest.parts[0].path == manifest.parts[1].path
     with pytest.raises(StageFailedError, match="2 of 20 rows"):
-        World.embed(world, embed__max_bad_share=0.09, embed__max_pixels=10**6)
+        world.embed(embed__max_bad_share=0.09, embed__batch_rows=5)
 
 
 def test_pages_that_cannot_be_read_are_a_failed_unit_with_made_keys(world: World) -> None:
@@ -209,7 +208,7 @@ def test_a_unit_that_is_given_up_is_not_read(world: World) -> None:
     assert table["key"][0].as_py() == f"{span.shard.digest[:12]}-000000"
 
 
-def test_a_shard_that_is_gone_is_an_error_and_no_status(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_is_gone_is_an_error_and_no_status(world: World) -> None:
     world.write("a", PICTURES)
     run = world.run()
     work, folder, plan = world.planned(run)

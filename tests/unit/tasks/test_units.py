@@ -13,7 +13,7 @@ from mlcd_core.store import UnitTask
 from mlcd_core.tables import label_schema
 from tasks.evaluate import _label_matrix
 from tasks.unit_marks import MOST_DEATHS, UnitMarks
-from tasks.units import _UnitCaller, run_units
+from tasks.units import _UnitCaller, gpu_share, run_units
 
 UNIT = "u" * 64
 GIVEN = {"index": 3, "unit": UNIT, "attempt": 1, "reads": {"rows": 5}}
@@ -142,6 +142,14 @@ def test_a_worker_that_cannot_start_ends_the_stage_and_blames_no_unit(marks: Uni
     assert outcome["kind"] == "StageFailedError"
     assert "while it started" in outcome["error"]
     assert marks.look(UNIT).deaths == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_gpus", "share"),
+    [(1, 0, 0), (2, 0.5, 0), (1, 1, 1), (2, 4, 1), (4, 4, 1), (2, 1, 0.5), (3, 1, 0.3333), (5, 2, 0.3333)],
+)
+def test_workers_share_the_gpus(workers: int, num_gpus: float, share: float) -> None:
+    assert gpu_share(workers, num_gpus) == share
 
 
 def test_nothing_pending_needs_no_ray() -> None:
