@@ -8,6 +8,8 @@ MlcdError
 +-- TooFewRowsError        more centroids asked for than the rows can carry
 +-- StoreError             storage that cannot be read or written ("cannot tell", never "absent")
 |   +-- CorruptRecordError a receipt, manifest or part that is not what its record says
++-- LeaseHeldError         another run makes the same, and this one may not wait for it any longer
+|   +-- LeaseLostError     another run took over, because this one showed no sign of life
 +-- UpstreamMissingError   a stage that was not selected and is not committed either
 +-- StageFailedError       units that did not add up, or work that failed on a worker
 |   +-- WorkerLostError    a worker that others waited for died or hangs
@@ -62,6 +64,18 @@ class CorruptRecordError(StoreError):
     """A receipt, manifest or part whose content is not what its record says."""
 
     code = "corrupt"
+
+
+class LeaseHeldError(MlcdError):
+    """Another run makes the same, and this one may not wait for it any longer."""
+
+    code = "lease-held"
+
+
+class LeaseLostError(LeaseHeldError):
+    """Another run took over what this one was making, because it showed no sign of life for long."""
+
+    code = "lease-lost"
 
 
 class UpstreamMissingError(MlcdError):

@@ -1,8 +1,9 @@
-"""The one procedure of every stage: look up, run what is pending, seal, show.
+"""The one procedure of every stage: look up, take the lease, run what is pending, seal, show.
 
 A stage that is committed returns ``Cached`` at once. Prefect's own result cache stays off: it answers a storage error
 with a silent recompute. What is done is decided by receipts and manifests alone, so a UI retry, a new run, another
-machine or an erased PREFECT_HOME all find the same finished work.
+machine or an erased PREFECT_HOME all find the same finished work. A second run of the same waits for the first and
+then finds it done, too; a stage that is committed takes no lease and writes nothing.
 """
 
 import logging
@@ -13,15 +14,18 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from mlcd_core.errors import MlcdError, UpstreamMissingError
 from mlcd_core.events import silent
 from mlcd_core.identity import short
 from mlcd_core.specs import STAGES, StageName
-from mlcd_core.store import Manifest, StageFolder
+from mlcd_core.store import Manifest, StageFolder, StagePlan
+from mlcd_core.store.lease import Lease
 from tasks.artifacts import publish_stage_artifact
 from tasks.failures import worker_errors
+from tasks.lease import stage_lease
 from tasks.pin import Pinned, resolve_pins
 from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report, stage_logger
@@ -34,7 +38,10 @@ from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How a stage of a run ended: cached, ran, failed or skipped; ``manifest`` is None unless it is committed."""
+    """How a stage of a run ended: cached, ran, failed or skipped; ``manifest`` is None unless it is committed.
+
+    code: that of the error, where one meant for people ended the stage.
+    """
 
     stage: StageName
     result: str
@@ -43,6 +50,7 @@ class StageOutcome:
     units_run: int = 0
     seconds: float = 0.0
     error: str = ""
+    code: str = ""
     pin: str = ""
 
     def record(self) -> dict[str, Any]:
@@ -62,16 +70,17 @@ class StageOutcome:
             "seconds": round(self.seconds, 3),
             "note": self.pin or (stage_note(manifest) if manifest else ""),
             "error": self.error,
+            "code": self.code,
         }
 
 
 def run_stages(
-    run: Run, selected: list[StageName], session: RaySession, *, retry_failed: bool = False
+    run: Run, selected: list[StageName], session: RaySession, *, retry_failed: bool = False, wait_s: float = -1.0
 ) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
     A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
-    has work. retry_failed: see ``run_stage``.
+    has work. retry_failed, wait_s: see ``run_stage``.
     """
     pinned = resolve_pins(run)
     if "train" in selected:
@@ -84,7 +93,7 @@ def run_stages(
             break
         if stage in selected and stage not in pinned:
             task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, session, retry_failed, return_state=True)
+            state = task_of_stage(stage, run, committed, session, retry_failed, wait_s, return_state=True)
             outcome = state.result(raise_on_failure=False)
             if isinstance(outcome, Exception):
                 raise outcome
@@ -100,7 +109,12 @@ def run_stages(
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stage_task(
-    stage: StageName, run: Run, committed: Committed, session: RaySession, retry_failed: bool = False
+    stage: StageName,
+    run: Run,
+    committed: Committed,
+    session: RaySession,
+    retry_failed: bool = False,
+    wait_s: float = -1.0,
 ) -> Any:
     """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
 
@@ -108,34 +122,44 @@ def stage_task(
     """
     started = time.monotonic()
     try:
-        outcome = run_stage(stage, run, committed, session, retry_failed=retry_failed)
+        outcome = run_stage(stage, run, committed, session, retry_failed=retry_failed, wait_s=wait_s)
     except MlcdError as error:
         text = f"{type(error).__name__}: {error}"
         stage_logger().error(text)
-        failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text)
+        failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text, code=error.code)
         return Failed(message=text, data=failed)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
 def run_stage(
-    stage: StageName, run: Run, committed: Committed, session: RaySession, *, retry_failed: bool = False
+    stage: StageName,
+    run: Run,
+    committed: Committed,
+    session: RaySession,
+    *,
+    retry_failed: bool = False,
+    wait_s: float = -1.0,
 ) -> StageOutcome:
     """Look up, run what is pending, seal and show one stage.
 
     retry_failed: units that could not be done (of embed: its shard could not be read, or its worker died) are done
     again as their next attempt, though the stage may be committed; the manifest seals as its next attempt. A stage
     without such units is looked up as ever. Equal bytes are an equal digest: then all stages below are hits.
+    wait_s: how long to wait for another run that makes the same, negative for as long as it takes. Raises
+    LeaseHeldError when it ends in vain.
     """
     started = time.monotonic()
     work = stage_work(stage, run, committed)
     folder = StageFolder(run.files, work.spec)
-    redo = folder.failed_units(work.units) if retry_failed else frozenset[str]()
-    plan = folder.plan(work.inputs, work.units, redo)
     record = RunRecord(run.files, run.request.name)
+    plan = _plan(folder, work, retry_failed=retry_failed)
     record.note(stage, folder.fingerprint, work, plan.manifest)
     manifest = plan.manifest
     if manifest is None:
-        manifest = _make(work, Job(folder, plan, session, silent))
+        name = flow_run.name or run.request.name
+        with stage_lease(folder, work.inputs, run=name, log=stage_logger(), wait_s=wait_s) as lease:
+            plan = _plan(folder, work, retry_failed=retry_failed)
+            manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease)
         record.note(stage, folder.fingerprint, work, manifest)
     outcome = StageOutcome(
         stage,
@@ -149,10 +173,16 @@ def run_stage(
     return outcome
 
 
-def _make(work: StageWork, job: Job) -> Manifest:
+def _plan(folder: StageFolder, work: StageWork, *, retry_failed: bool) -> StagePlan:
+    redo = folder.failed_units(work.units) if retry_failed else frozenset[str]()
+    return folder.plan(work.inputs, work.units, redo)
+
+
+def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
     job.folder.open()
     with prefect_report() as report, worker_errors():
         made = work.make(replace(job, report=report))
+    lease.confirm()
     return job.folder.seal(
         work.inputs,
         made.receipts,
