@@ -38,41 +38,62 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How many images were done at a time, of any clock."""
+class Piece:
+    """Some images that were embedded together: from when to when, of any clock, and in which process."""
 
-    seconds: float
+    began: float
+    ended: float
     images: int
+    process: int = 0
+
+    def share_after(self, seconds: float) -> float:
+        """The share of its time that lies after ``seconds``."""
+        return min(1.0, max(0.0, self.ended - seconds) / (self.ended - self.began))
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What a loop did: its vectors, float16 [N, D], and marks as it went on, the last at its end."""
+    """What a loop did: its vectors, float16 [N, D], and its pieces, batches or units, in any order."""
 
     embeddings_ND: np.ndarray
-    marks: list[Mark]
+    pieces: list[Piece]
 
-    def images_per_s(self, *, after: int, begun: int = 0) -> float:
-        """The rate from the first mark with ``after`` images on, so that no start-up counts.
+    def between_ends(self) -> float:
+        """Images per second between the first end of a piece and the last; all of a piece counts when it ends."""
+        first = min(self.pieces, key=lambda piece: piece.ended)
+        images = sum(piece.images for piece in self.pieces) - first.images
+        return images / (self._last_end - first.ended)
 
-        begun: images that may have been under way at that mark; they are taken off, so the rate is at least that.
+    def steady(self) -> float:
+        """Images per second from when every process has ended a piece, to the last end.
+
+        A piece that began before counts with the share of its time that is left, so nothing is counted that was done
+        before.
         """
-        first = next(mark for mark in self.marks if mark.images >= after)
-        last = self.marks[-1]
-        return max(0, last.images - first.images - begun) / (last.seconds - first.seconds)
+        ends: dict[int, float] = {}
+        for piece in self.pieces:
+            ends[piece.process] = min(piece.ended, ends.get(piece.process, piece.ended))
+        start = max(ends.values())
+        images = sum(piece.images * piece.share_after(start) for piece in self.pieces)
+        return images / (self._last_end - start) if self._last_end > start else float("nan")
+
+    @property
+    def _last_end(self) -> float:
+        return max(piece.ended for piece in self.pieces)
 
 
 def bare_loop(paths: Sequence[str], spec: EmbedSpec, pretrained: str, split: Split) -> Loop:
     """Embed all images of the column ``jpg``, on the CPU."""
     torch.set_num_threads(split.torch_threads)
     embedder = build_embedder(spec, weights=find_weights(spec, pretrained), device="cpu")
-    embeddings, marks, images = [], [], 0
+    embeddings, pieces, began = [], [], time.perf_counter()
     with ThreadPoolExecutor(split.decode_threads) as pool:
         for pixels_BCHW in decoded(paths, spec, split, pool):
             embeddings.append(unit_rows(embedder, pixels_BCHW))
-            images += len(pixels_BCHW)
-            marks.append(Mark(time.perf_counter(), images))
-    return Loop(np.concatenate(embeddings), marks)
+            ended = time.perf_counter()
+            pieces.append(Piece(began, ended, len(pixels_BCHW)))
+            began = ended
+    return Loop(np.concatenate(embeddings), pieces)
 
 
 def decoded(paths: Sequence[str], spec: EmbedSpec, split: Split, pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:

@@ -38,7 +38,7 @@ class Case:
         return self.num_shards * -(-self.shard_rows // self.unit_rows)
 
 
-CASES = (Case(4, 10_000, 10_000), Case(4, 10_000, 1_000), Case(40, 100, 100))
+CASES = (Case(2, 10_000, 10_000), Case(2, 10_000, 1_000), Case(40, 100, 100))
 
 
 def requests_section(images: str, folder: Path) -> list[str]:

@@ -10,7 +10,15 @@ import signal
 import sys
 from collections.abc import Callable
 
-from flows import doctor_command, inspect_command, pack_command, plan_command, retry_command, run_command
+from flows import (
+    doctor_command,
+    fit_codebook_command,
+    inspect_command,
+    pack_command,
+    plan_command,
+    retry_command,
+    run_command,
+)
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -34,6 +42,7 @@ def command_parser() -> argparse.ArgumentParser:
     retry_command.add_parser(commands)
     plan_command.add_parsers(commands)
     pack_command.add_parser(commands)
+    fit_codebook_command.add_parser(commands)
     inspect_command.add_parser(commands)
     doctor_command.add_parser(commands)
     return parser
