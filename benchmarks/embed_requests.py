@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import s3fs
 from embed_pipeline import mlcd_run
 from embed_race import first_rows
 
@@ -64,7 +64,7 @@ def requests_of(case: Case, images: str, folder: Path) -> tuple[list[Request], l
     run_folder = Path(tempfile.mkdtemp(prefix="requests-", dir=folder))
     with s3_server() as server:
         make_bucket(server, BUCKET)
-        upload(case, images, f"{server}/{BUCKET}")
+        upload(case, images, server)
         with FaultProxy(server) as proxy:
             found = []
             for _ in range(2):
@@ -75,16 +75,14 @@ def requests_of(case: Case, images: str, folder: Path) -> tuple[list[Request], l
     return found[0], found[1]
 
 
-def upload(case: Case, images: str, address: str) -> None:
+def upload(case: Case, images: str, server: str) -> None:
     """Put the shards into the bucket, past the proxy."""
+    store = s3fs.S3FileSystem(endpoint_url=server, key="tests", secret="nothing-secret")
     rows = first_rows(images, case.num_shards * case.shard_rows)
     for shard in range(case.num_shards):
         sink = pa.BufferOutputStream()
         pq.write_table(rows.slice(shard * case.shard_rows, case.shard_rows), sink, row_group_size=GROUP_ROWS)
-        data = sink.getvalue().to_pybytes()
-        put = urllib.request.Request(f"{address}/data/train-{shard:05d}.parquet", data=data, method="PUT")
-        with urllib.request.urlopen(put, timeout=60):
-            pass
+        store.pipe_file(f"{BUCKET}/data/train-{shard:05d}.parquet", sink.getvalue().to_pybytes())
 
 
 def by_object(requests: Iterable[Request]) -> dict[str, Counter[str]]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlcd_core.dataset import ImageRows, Shard, ShardReader, Span
-from mlcd_core.errors import DataError
+from mlcd_core.errors import DataError, ShardChangedError
 from mlcd_core.identity import short
 from mlcd_core.runtimes import EmbedRuntime
 from mlcd_core.specs import EmbedSpec
@@ -179,6 +179,8 @@ def _readable(groups: Iterable[ImageRows]) -> Iterator[ImageRows]:
     """The groups; what is wrong with them is told from whatever else may fail while they are used."""
     try:
         yield from groups
+    except ShardChangedError:
+        raise
     except DataError as error:
         raise _UnreadableError(str(error)) from error
 
