@@ -19,7 +19,7 @@ from embed_pipeline import Setting, run_pipeline
 from mlcd_core.specs import EmbedSpec
 
 GOAL = 0.95
-SPLITS = (Split(1, 1, True), Split(2, 2, False), Split(2, 2, True))
+SPLITS = (Split(1, 1, "ahead"), Split(2, 2, "in turns"), Split(2, 2, "ahead"), Split(2, 1, "side by side"))
 PILOT_SHARE = 4  # the bare loop's splits are tried on a quarter of the shards
 
 
@@ -74,7 +74,8 @@ class Outcome:
 def race(entry: Race, images: str, repeats: int, folder: Path) -> Outcome:
     """Find the bare loop's best split, then let it and all settings take turns, each second time backwards."""
     paths = write_shards(images, entry, Path(tempfile.mkdtemp(prefix="data-", dir=folder)))
-    pilot = {split: bare(entry, paths[: max(2, len(paths) // PILOT_SHARE)], split)[1].rate for split in SPLITS}
+    part = paths[: max(2, len(paths) // PILOT_SHARE)]
+    pilot = {split: loop.steady() for split, loop in bare_loops(entry, part, SPLITS).items()}
     split = max(pilot, key=lambda split: pilot[split])
     turns: dict[Setting | None, Callable[[], tuple[np.ndarray, Timing]]] = {None: lambda: bare(entry, paths, split)}
     for setting in entry.contenders:
@@ -92,11 +93,16 @@ def race(entry: Race, images: str, repeats: int, folder: Path) -> Outcome:
 
 
 def bare(entry: Race, paths: Sequence[str], split: Split) -> tuple[np.ndarray, Timing]:
-    """The bare loop in a fresh process."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        loop: Loop = pool.submit(bare_loop, paths, EmbedSpec(**entry.settings), entry.pretrained, split).result()
+    """The bare loop."""
+    loop = bare_loops(entry, paths, [split])[split]
     return loop.embeddings_ND, Timing(loop.steady(), loop.between_ends())
+
+
+def bare_loops(entry: Race, paths: Sequence[str], splits: Sequence[Split]) -> dict[Split, Loop]:
+    """The bare loop with each split, one after the other in one fresh process."""
+    spec = EmbedSpec(**entry.settings)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return {split: pool.submit(bare_loop, paths, spec, entry.pretrained, split).result() for split in splits}
 
 
 def pipeline(entry: Race, paths: Sequence[str], setting: Setting, folder: Path) -> tuple[np.ndarray, Timing]:

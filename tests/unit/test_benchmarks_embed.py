@@ -47,7 +47,7 @@ def test_the_rate_of_a_loop_without_overlap_is_the_same_both_ways():
     assert loop.steady() == loop.between_ends() == 7
 
 
-@pytest.mark.parametrize("split", [Split(1, 1, True), Split(2, 2, False), Split(2, 2, True)], ids=str)
+@pytest.mark.parametrize("split", [Split(1, 1, "ahead"), Split(2, 2, "in turns"), Split(2, 1, "side by side")], ids=str)
 def test_every_split_of_the_threads_embeds_all_images_in_order(tmp_path, split):
     shards = [scene_table("train", shard, 30, 0).rename_columns(["key", "jpg", "labels"]) for shard in range(2)]
     paths = [str(tmp_path / f"{number}.parquet") for number in range(len(shards))]
