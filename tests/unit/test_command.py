@@ -49,7 +49,6 @@ def shard(path: Path, **columns: list[object]) -> Path:
         (["--data", "good.parquet", "--label-column", "lable"], 1, "no label column 'lable'"),
         (["--data", "good.parquet", "--label-column", "label", "--eval-data", "gone.parquet"], 1, "no shards found"),
         (["--data", "good.parquet", "--eval-data", "good.parquet"], 2, "add --label-column"),
-        (["--data", "."], 1, "not a whole Parquet file"),
     ],
 )
 def test_bad_use_is_one_line_with_the_fix_and_writes_nothing(
