@@ -132,7 +132,8 @@ def run_stage(
     redo = folder.failed_units(work.units) if retry_failed else frozenset[str]()
     plan = folder.plan(work.inputs, work.units, redo)
     record = RunRecord(run.files, run.request.name)
-    record.note(stage, folder.fingerprint, work, plan.manifest)
+    # what was sealed before can be read until the next manifest stands
+    record.note(stage, folder.fingerprint, work, plan.manifest or plan.previous)
     manifest = plan.manifest
     if manifest is None:
         manifest = _make(work, Job(folder, plan, session, silent))
@@ -142,7 +143,7 @@ def run_stage(
         "cached" if plan.manifest else "ran",
         manifest,
         run.files.uri(folder.prefix),
-        units_run=0 if plan.manifest else len(plan.pending) if work.units else 1,
+        units_run=0 if plan.manifest else len({task.unit for task in plan.pending}) if work.units else 1,
         seconds=time.monotonic() - started,
     )
     publish_stage_artifact(outcome.record(), manifest)
