@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
 def command_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; ``command`` of what it parses is the function to call."""
     parser = argparse.ArgumentParser(
-        prog="mlcd", description="Pre-train a vision encoder from images alone: embed, cluster, label, train, evaluate."
+        prog="mlcd",
+        description="Pre-train a vision encoder from images alone: embed, cluster, label, train, evaluate.",
+        epilog=f"exit codes: 0 done, {FAILED} failed, {USAGE} usage, {INTERRUPTED} interrupted, {TERMINATED} terminated",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run_command.add_parsers(commands)

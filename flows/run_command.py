@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from flows.options import (
@@ -14,6 +15,8 @@ from flows.options import (
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
+
+    from mlcd_core.images.adopted import AdoptedSource
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -38,6 +41,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     """Run the flow; what can be known to be wrong is said before a server is started."""
+    from mlcd_core.errors import ConfigError
     from tasks.adopted import check_adopted_run
     from tasks.pin import resolve_pins
     from tasks.rounds import check_rounds
@@ -46,11 +50,18 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
 
     request = request_of(options)
     selected = selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
+    if retry_failed and "embed" not in selected:
+        raise ConfigError(
+            f"retry-failed makes units of embed again, but the stages are {', '.join(selected)}; expected embed among "
+            "them: leave out --only and --from-stage, or give --only embed"
+        )
     check_rounds(request, selected, options.rounds)
     opened = open_run(request)
     resolve_pins(opened)
     if "embed" in selected:
-        check_adopted_run(opened)
+        adopted = check_adopted_run(opened)
+        if adopted is not None and not options.json:
+            print(_adopted_text(adopted), file=sys.stderr)
     if "train" in selected:
         check_train(opened)
 
@@ -77,6 +88,14 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
         raise summary
     _show(summary, options, root=request.root)
     return DONE if state.is_completed() else FAILED
+
+
+def _adopted_text(source: "AdoptedSource") -> str:
+    lowest, highest = source.norms
+    return (
+        f"adopting {source.rows:,} vectors of {source.dim:,} dims, lengths {lowest:.4g} to {highest:.4g} in a sample "
+        "(they are normalised)"
+    )
 
 
 def _add_stage_options(parser: argparse.ArgumentParser) -> None:

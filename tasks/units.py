@@ -18,7 +18,6 @@ from mlcd_core.store import UnitTask
 from tasks.unit_marks import MOST_DEATHS, Marks, Turns, start_marks
 
 Values = Mapping[str, Any]
-MOST_BLOCKS = 1_000  # of Ray Data: each costs the driver milliseconds, however few units it holds
 
 
 def run_units(
@@ -74,7 +73,8 @@ def _outcomes(
     marks = start_marks()
     # as text: Ray Data would make one Arrow type of what all units read
     tasks = [{"task": json.dumps({**vars(task), "reads": reads})} for task, reads in zip(pending, rows, strict=True)]
-    blocks = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_BLOCKS)).map_batches(
+    # one unit a block, or what a unit says would wait for all others of its block, its error too
+    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _UnitCaller,
         fn_constructor_args=(worker, dict(arguments), marks, _actor_id),
         batch_size=1,
@@ -126,8 +126,8 @@ class _UnitCaller:
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        outcomes = [self._outcome(json.loads(text)) for text in batch["task"].to_pylist()]
-        return pa.table({"outcome": outcomes})
+        [given] = batch["task"].to_pylist()
+        return pa.table({"outcome": [self._outcome(json.loads(given))]})
 
     def _outcome(self, given: dict[str, Any]) -> str:
         task = UnitTask(given["index"], given["unit"], given["attempt"])

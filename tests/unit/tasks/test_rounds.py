@@ -128,12 +128,18 @@ def test_a_tower_that_was_averaged_embeds_with_its_average(world: World) -> None
 
 
 def test_the_next_round_takes_the_tower_and_nothing_of_the_embedder_before(world: World, trained: Manifest) -> None:
-    first = world.request(embed__architecture="ViT-B-32", embed__pretrained="weights.pt", embed__image_size=224)
+    first = world.request(
+        embed__architecture="ViT-B-32",
+        embed__pretrained="weights.pt",
+        embed__image_size=224,
+        embed__feature="image_text_mean",
+    )
     before = open_run(world.request())
     second = next_round(first, 2, before, trained)
     third = next_round(first, 3, second, trained)
     assert (second.request.name, third.request.name) == ("default-round2", "default-round3")
-    assert (second.config.embed.architecture, second.config.embed.image_size) == ("conv-tiny", 32)
+    embed = second.config.embed
+    assert (embed.architecture, embed.image_size, embed.feature) == ("conv-tiny", 32, "image")
     for stage in ("cluster", "label", "train", "evaluate"):
         assert settings(second, stage) == settings(before, stage)
 
