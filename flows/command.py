@@ -37,7 +37,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mlcd",
         description="Pre-train a vision encoder from images alone: embed, cluster, label, train, evaluate.",
-        epilog=f"exit codes: 0 done, {FAILED} failed, {USAGE} usage, {INTERRUPTED} interrupted, {TERMINATED} terminated",
+        epilog=f"exit codes: 0 done, {FAILED} failed, {USAGE} usage, {INTERRUPTED} interrupted, "
+        f"{TERMINATED} terminated",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run_command.add_parsers(commands)

@@ -16,8 +16,6 @@ from flows.options import (
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-    from mlcd_core.images.adopted import AdoptedSource
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DONE, FAILED = 0, 1
@@ -42,7 +40,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     """Run the flow; what can be known to be wrong is said before a server is started."""
     from mlcd_core.errors import ConfigError
-    from tasks.adopted import check_adopted_run
+    from tasks.adopted import adopted_text, check_adopted_run
     from tasks.pin import resolve_pins
     from tasks.rounds import check_rounds
     from tasks.run import open_run, selected_stages
@@ -61,7 +59,7 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     if "embed" in selected:
         adopted = check_adopted_run(opened)
         if adopted is not None and not options.json:
-            print(_adopted_text(adopted), file=sys.stderr)
+            print(adopted_text(adopted), file=sys.stderr)
     if "train" in selected:
         check_train(opened)
 
@@ -88,14 +86,6 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
         raise summary
     _show(summary, options, root=request.root)
     return DONE if state.is_completed() else FAILED
-
-
-def _adopted_text(source: "AdoptedSource") -> str:
-    lowest, highest = source.norms
-    return (
-        f"adopting {source.rows:,} vectors of {source.dim:,} dims, lengths {lowest:.4g} to {highest:.4g} in a sample "
-        "(they are normalised)"
-    )
 
 
 def _add_stage_options(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,7 @@ def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
     try:
         shown = _without_secrets(address)
     except ValueError:  # its text repeats the address, and so a password in it
-        text = (
-            "the address of the server cannot be understood; set PREFECT_API_URL to http://HOST:PORT/api, or unset it"
-        )
+        text = "the server's address cannot be understood; set PREFECT_API_URL to http://HOST:PORT/api, or unset it"
         yield Finding("prefect", "error", text)
         return
     yield _asked(shown)

@@ -26,8 +26,8 @@ OK = RowStatus.OK.name.lower()
 def inspect_shard(root: str, run_name: str, shard: str) -> dict[str, Any]:
     """Units, rows per status, attempts, seconds, device and the first bad keys of a shard.
 
-    shard: its address or path, its file name, or the start of its digest. Raises ConfigError when it names no shard of the
-    run, or several.
+    shard: its address or path, its file name, or the start of its digest. Raises ConfigError when it names no
+    shard of the run, or several.
     """
     embedded = embedded_units(mlcd_core.open_run(root, run_name))
     source = _named(embedded, shard)

@@ -191,7 +191,7 @@ def test_the_command_says_what_it_made_and_what_to_do_with_it(
 def test_the_next_command_reads_the_same_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [*scene_table("train", 0, 60, seed=0)["png"].to_pylist(), b"bad"]
     pq.write_table(pa.table({"my $image": pa.array(images, pa.binary())}), tmp_path / "shard.parquet")
-    sizes = ["--images", "60", "--words", "40", "--dim", "16", "--image-column", "my $image"]
+    sizes = ["--images", "100", "--words", "40", "--dim", "16", "--image-column", "my $image"]
     given = ["fit-codebook", "--data", str(tmp_path / "shard.parquet"), "--out", str(tmp_path / "book"), *sizes]
     options = command_parser().parse_args(given)
     assert options.command(options) == 0
