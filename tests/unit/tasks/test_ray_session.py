@@ -30,7 +30,7 @@ def test_a_node_that_is_too_slow_is_started_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_node_that_never_starts_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StageFailedError, match="Ray did not start .*run the same command again"):
+    with pytest.raises(StageFailedError, match=r"Ray did not start .*run the same command again"):
         start(monkeypatch, [SLOW] * STARTS)
 
 
