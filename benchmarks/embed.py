@@ -62,9 +62,13 @@ def races_section(options: argparse.Namespace, folder: Path) -> list[str]:
         "`mlcd run --until embed` on a fresh root, and a plain loop in one process (`benchmarks/embed_bare.py`) that",
         "reads the same shards, decodes with Pillow, encodes with the same model on the CPU, normalises to float16",
         f"and writes nothing. {options.repeats} repeats each, in turns; the median counts. The bare loop uses its",
-        "threads in whatever way below is fastest for it. Images per second are counted from the first receipt to the",
-        "last; of the loop, from its first shard on. Other units may be begun when the first receipt is written:",
-        "`at least` takes all of them off, as if they had been done by then.",
+        "threads in whatever way below is fastest for it.",
+        "",
+        "Images per second are counted from when every actor has written a receipt to the last receipt; a unit begun",
+        "before that counts with the share of its time that was left. `between receipts` is the plainer count, all",
+        "images after the first receipt by the time from the first receipt to the last: it flatters a short run with",
+        "big units, since several of them are half done at the first receipt, and punishes one whose second actor",
+        "starts late. Of the loop both are counted from its first batch on.",
         "",
     ]
     for _, entry in entries:

@@ -8,10 +8,13 @@ B images of a batch, N of all, C = 3 colours, H = W = image_size, D embedding di
 """
 
 import io
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,76 +24,137 @@ from PIL import Image
 from mlcd_core.images.embedder import Embedder, build_embedder, find_weights
 from mlcd_core.specs import EmbedSpec
 
+Begun = TypeVar("Begun")
+WORDS = {"in turns": "in turns", "ahead": "a batch ahead"}
 CHUNK = 16  # images per call of the pool: one call each costs as much as a tenth of decoding a 32 px image
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the loop uses its threads; ``ahead``: the next batch is decoded while one is encoded."""
+    """How the loop uses its threads.
+
+    how: ``in turns``, a batch is decoded, then encoded; ``ahead``, the next batch is decoded while one is encoded;
+    ``side by side``, each of ``decode_threads`` threads decodes and encodes batches of its own.
+    """
 
     decode_threads: int
     torch_threads: int
-    ahead: bool
+    how: Literal["in turns", "ahead", "side by side"]
 
     def __str__(self) -> str:
-        how = "while it encodes" if self.ahead else "in turns"
-        return f"decodes on {self.decode_threads}, encodes on {self.torch_threads}, {how}"
+        if self.how == "side by side":
+            return f"{self.decode_threads} threads side by side, each with batches of its own"
+        return f"decodes on {self.decode_threads}, encodes on {self.torch_threads}, {WORDS[self.how]}"
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How many images were done at a time, of any clock."""
+class Piece:
+    """Some images that were embedded together: from when to when, of any clock, and in which process."""
 
-    seconds: float
+    began: float
+    ended: float
     images: int
+    process: int = 0
+
+    def share_after(self, seconds: float) -> float:
+        """The share of its time that lies after ``seconds``."""
+        return min(1.0, max(0.0, self.ended - seconds) / (self.ended - self.began))
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What a loop did: its vectors, float16 [N, D], and marks as it went on, the last at its end."""
+    """What a loop did: its vectors, float16 [N, D], and its pieces, batches or units, in any order."""
 
     embeddings_ND: np.ndarray
-    marks: list[Mark]
+    pieces: list[Piece]
 
-    def images_per_s(self, *, after: int, begun: int = 0) -> float:
-        """The rate from the first mark with ``after`` images on, so that no start-up counts.
+    def between_ends(self) -> float:
+        """Images per second between the first end of a piece and the last; all of a piece counts when it ends."""
+        first = min(self.pieces, key=lambda piece: piece.ended)
+        images = sum(piece.images for piece in self.pieces) - first.images
+        return images / (self._last_end - first.ended)
 
-        begun: images that may have been under way at that mark; they are taken off, so the rate is at least that.
+    def steady(self) -> float:
+        """Images per second from when every process has ended a piece, to the last end.
+
+        A piece that began before counts with the share of its time that is left, so nothing is counted that was done
+        before.
         """
-        first = next(mark for mark in self.marks if mark.images >= after)
-        last = self.marks[-1]
-        return max(0, last.images - first.images - begun) / (last.seconds - first.seconds)
+        ends: dict[int, float] = {}
+        for piece in self.pieces:
+            ends[piece.process] = min(piece.ended, ends.get(piece.process, piece.ended))
+        start = max(ends.values())
+        images = sum(piece.images * piece.share_after(start) for piece in self.pieces)
+        return images / (self._last_end - start) if self._last_end > start else float("nan")
+
+    @property
+    def _last_end(self) -> float:
+        return max(piece.ended for piece in self.pieces)
 
 
 def bare_loop(paths: Sequence[str], spec: EmbedSpec, pretrained: str, split: Split) -> Loop:
     """Embed all images of the column ``jpg``, on the CPU."""
     torch.set_num_threads(split.torch_threads)
     embedder = build_embedder(spec, weights=find_weights(spec, pretrained), device="cpu")
-    embeddings, marks, images = [], [], 0
+    batches = batches_of(paths, spec.batch_rows)
     with ThreadPoolExecutor(split.decode_threads) as pool:
-        for pixels_BCHW in decoded(paths, spec, split, pool):
-            embeddings.append(unit_rows(embedder, pixels_BCHW))
-            images += len(pixels_BCHW)
-            marks.append(Mark(time.perf_counter(), images))
-    return Loop(np.concatenate(embeddings), marks)
+        if split.how == "side by side":
+            done = list(side_by_side(batches, embedder, split, pool))
+        else:
+            done = list(one_by_one(batches, embedder, split, pool))
+    return Loop(np.concatenate([rows_BD for rows_BD, _ in done]), [piece for _, piece in done])
 
 
-def decoded(paths: Sequence[str], spec: EmbedSpec, split: Split, pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-    """Batches of pixels, uint8 BCHW, in order."""
-    waiting: list[list[Future[np.ndarray]]] = []
+def batches_of(paths: Sequence[str], batch_rows: int) -> Iterator[list[bytes]]:
+    """The images of all files, so many at a time, in order."""
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(spec.batch_rows, columns=["jpg"]):
-            images = batch["jpg"].to_pylist()
-            chunks = [images[first : first + CHUNK] for first in range(0, len(images), CHUNK)]
-            waiting.append([pool.submit(chunk_pixels, chunk, spec.image_size) for chunk in chunks])
-            if len(waiting) > split.ahead:
-                yield joined(waiting.pop(0))
-    yield from map(joined, waiting)
+        for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=["jpg"]):
+            yield batch["jpg"].to_pylist()
 
 
-def joined(chunks: Sequence["Future[np.ndarray]"]) -> np.ndarray:
-    """The pixels of a batch, once all are decoded."""
-    return np.concatenate([chunk.result() for chunk in chunks]).transpose(0, 3, 1, 2)
+def one_by_one(
+    batches: Iterator[list[bytes]], embedder: Embedder, split: Split, pool: ThreadPoolExecutor
+) -> Iterator[tuple[np.ndarray, Piece]]:
+    """Vectors of each batch, decoded on the pool and encoded here."""
+    began = time.perf_counter()
+
+    def decoding(images: list[bytes]) -> list[Future[np.ndarray]]:
+        chunks = [images[first : first + CHUNK] for first in range(0, len(images), CHUNK)]
+        return [pool.submit(chunk_pixels, chunk, embedder.image_size) for chunk in chunks]
+
+    for chunks in begun_ahead(decoding, batches, 1 if split.how == "ahead" else 0):
+        pixels_BHWC = np.concatenate([chunk.result() for chunk in chunks])
+        vectors_BD = unit_rows(embedder, pixels_BHWC)
+        ended = time.perf_counter()
+        yield vectors_BD, Piece(began, ended, len(vectors_BD))
+        began = ended
+
+
+def side_by_side(
+    batches: Iterator[list[bytes]], embedder: Embedder, split: Split, pool: ThreadPoolExecutor
+) -> Iterator[tuple[np.ndarray, Piece]]:
+    """Vectors of each batch, decoded and encoded on one thread of the pool."""
+
+    def embedded(images: list[bytes]) -> tuple[np.ndarray, Piece]:
+        began = time.perf_counter()
+        vectors_BD = unit_rows(embedder, chunk_pixels(images, embedder.image_size))
+        return vectors_BD, Piece(began, time.perf_counter(), len(images), threading.get_ident())
+
+    def embedding(images: list[bytes]) -> Future[tuple[np.ndarray, Piece]]:
+        return pool.submit(embedded, images)
+
+    for future in begun_ahead(embedding, batches, split.decode_threads):
+        yield future.result()
+
+
+def begun_ahead(begin: Callable[[list[bytes]], Begun], batches: Iterator[list[bytes]], ahead: int) -> Iterator[Begun]:
+    """What ``begin`` makes of each batch, with so many begun beyond the one that is given."""
+    waiting: deque[Begun] = deque()
+    for images in batches:
+        waiting.append(begin(images))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def chunk_pixels(images: Sequence[bytes], image_size: int) -> np.ndarray:
@@ -109,7 +173,8 @@ def plain_pixels(data: bytes, image_size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
 
-def unit_rows(embedder: Embedder, pixels_BCHW: np.ndarray) -> np.ndarray:
+def unit_rows(embedder: Embedder, pixels_BHWC: np.ndarray) -> np.ndarray:
     """Encode, divide by the L2 norm, round to float16."""
-    features_BD = embedder.encode(torch.from_numpy(np.ascontiguousarray(pixels_BCHW)))
+    pixels_BCHW = np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2))
+    features_BD = embedder.encode(torch.from_numpy(pixels_BCHW))
     return torch.nn.functional.normalize(features_BD).numpy().astype(np.float16)

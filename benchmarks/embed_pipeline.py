@@ -1,7 +1,7 @@
 """The embed stage as a user runs it, `mlcd run --until embed` on a fresh root, and what its receipts say of its speed.
 
-The times are those at which the receipts were written (their files' modification times), so nothing in the stage takes
-part in the measurement. Every run has a Prefect home and a memory of digests of its own.
+When a unit ended is when its receipt was written (the file's modification time). Every run has a Prefect home and a
+memory of digests of its own.
 """
 
 import json
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embed_bare import Loop, Mark
+from embed_bare import Loop, Piece
 
 from mlcd_core import open_run
 from mlcd_core.store.records import decode_receipt
-from tasks.embed import IN_FLIGHT
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,10 @@ class Setting:
         actors = f"{self.workers} actor{'s' if self.workers > 1 else ''}"
         return f"{actors} of {self.threads} thread{'s' if self.threads > 1 else ''}, units of {self.unit_rows:,}"
 
-    @property
-    def begun(self) -> int:
-        """The most images of units that may be begun when one of them ends."""
-        return (IN_FLIGHT * self.workers - 1) * self.unit_rows
-
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """One run of the stage: ``loop`` has a mark for each receipt, ``startup_s`` ends with the first one."""
+    """One run of the stage: the pieces of ``loop`` are its units, ``startup_s`` ends with the first receipt."""
 
     loop: Loop
     startup_s: float
@@ -55,10 +49,10 @@ def run_pipeline(data: str, settings: Mapping[str, Any], setting: Setting, folde
     words |= {"workers": setting.workers, "threads": setting.threads}
     started = time.time()
     mlcd_run(data, root, words, folder)
-    marks = receipt_marks(Path(root))
+    units = units_of(Path(root))
     column = open_run(root).embeddings()["embedding"].combine_chunks()
     embeddings_ND = column.flatten().to_numpy().reshape(len(column), -1)
-    return PipelineRun(Loop(embeddings_ND, marks), marks[0].seconds - started)
+    return PipelineRun(Loop(embeddings_ND, units), min(unit.ended for unit in units) - started)
 
 
 def mlcd_run(
@@ -80,12 +74,11 @@ def mlcd_run(
     return summary
 
 
-def receipt_marks(root: Path) -> list[Mark]:
-    """The images that were committed when each receipt of embed was written, in the order of writing."""
-    marks, images = [], 0
-    paths = root.glob("embed/*/units/*.json")
-    for seconds, path in sorted((path.stat().st_mtime, path) for path in paths):
+def units_of(root: Path) -> list[Piece]:
+    """Each unit of embed: it ended when its receipt was written, and took the seconds that the receipt names."""
+    units = []
+    for path in root.glob("embed/*/units/*.json"):
         receipt = decode_receipt(path.read_bytes(), str(path))
-        images += sum(part.rows for part in receipt.parts)
-        marks.append(Mark(seconds, images))
-    return marks
+        ended, took = path.stat().st_mtime, sum(receipt.provenance["seconds"].values())
+        units.append(Piece(ended - took, ended, sum(part.rows for part in receipt.parts), receipt.provenance["pid"]))
+    return units

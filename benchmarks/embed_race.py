@@ -19,7 +19,7 @@ from embed_pipeline import Setting, run_pipeline
 from mlcd_core.specs import EmbedSpec
 
 GOAL = 0.95
-SPLITS = (Split(1, 1, True), Split(2, 2, False), Split(2, 2, True))
+SPLITS = (Split(1, 1, "ahead"), Split(2, 2, "in turns"), Split(2, 2, "ahead"), Split(2, 1, "side by side"))
 PILOT_SHARE = 4  # the bare loop's splits are tried on a quarter of the shards
 
 
@@ -41,10 +41,10 @@ class Race:
 
 @dataclass(frozen=True)
 class Timing:
-    """Images per second; the least it can have been; seconds from nothing to the first unit."""
+    """Images per second as ``Loop.steady`` and ``Loop.between_ends`` count; seconds from nothing to the first unit."""
 
     rate: float
-    least: float
+    between_ends: float
     startup_s: float = 0.0
 
 
@@ -65,15 +65,17 @@ class Outcome:
         """Median rate of the pipeline over the bare loop's."""
         return median_rate(self.pipeline[setting]) / median_rate(self.bare)
 
-    def least_ratio(self, setting: Setting) -> float:
-        """The same with what may have been begun before the count taken off."""
-        return statistics.median(timing.least for timing in self.pipeline[setting]) / median_rate(self.bare)
+    def ratio_between_ends(self, setting: Setting) -> float:
+        """The same from the first receipt to the last."""
+        ends = [[timing.between_ends for timing in timings] for timings in (self.pipeline[setting], self.bare)]
+        return statistics.median(ends[0]) / statistics.median(ends[1])
 
 
 def race(entry: Race, images: str, repeats: int, folder: Path) -> Outcome:
     """Find the bare loop's best split, then let it and all settings take turns, each second time backwards."""
     paths = write_shards(images, entry, Path(tempfile.mkdtemp(prefix="data-", dir=folder)))
-    pilot = {split: bare(entry, paths[: max(2, len(paths) // PILOT_SHARE)], split)[1].rate for split in SPLITS}
+    part = paths[: max(2, len(paths) // PILOT_SHARE)]
+    pilot = {split: loop.steady() for split, loop in bare_loops(entry, part, SPLITS).items()}
     split = max(pilot, key=lambda split: pilot[split])
     turns: dict[Setting | None, Callable[[], tuple[np.ndarray, Timing]]] = {None: lambda: bare(entry, paths, split)}
     for setting in entry.contenders:
@@ -91,20 +93,23 @@ def race(entry: Race, images: str, repeats: int, folder: Path) -> Outcome:
 
 
 def bare(entry: Race, paths: Sequence[str], split: Split) -> tuple[np.ndarray, Timing]:
-    """The bare loop in a fresh process; counted from its first shard on."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        loop: Loop = pool.submit(bare_loop, paths, EmbedSpec(**entry.settings), entry.pretrained, split).result()
-    rate = loop.images_per_s(after=entry.shard_rows)
-    return loop.embeddings_ND, Timing(rate, rate)
+    """The bare loop."""
+    loop = bare_loops(entry, paths, [split])[split]
+    return loop.embeddings_ND, Timing(loop.steady(), loop.between_ends())
+
+
+def bare_loops(entry: Race, paths: Sequence[str], splits: Sequence[Split]) -> dict[Split, Loop]:
+    """The bare loop with each split, one after the other in one fresh process."""
+    spec = EmbedSpec(**entry.settings)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return {split: pool.submit(bare_loop, paths, spec, entry.pretrained, split).result() for split in splits}
 
 
 def pipeline(entry: Race, paths: Sequence[str], setting: Setting, folder: Path) -> tuple[np.ndarray, Timing]:
-    """The stage; counted from its first receipt on."""
+    """The stage, by the command."""
     chosen = {**entry.settings, "pretrained": entry.pretrained} if entry.pretrained else entry.settings
     run = run_pipeline(str(Path(paths[0]).parent), chosen, setting, folder)
-    rates = [run.loop.images_per_s(after=1, begun=begun) for begun in (0, setting.begun)]
-    return run.loop.embeddings_ND, Timing(*rates, run.startup_s)
+    return run.loop.embeddings_ND, Timing(run.loop.steady(), run.loop.between_ends(), run.startup_s)
 
 
 def write_shards(images: str, entry: Race, folder: Path) -> list[str]:
@@ -128,8 +133,10 @@ def first_rows(images: str, num_rows: int) -> pa.Table:
 
 
 def least_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
-    """The least cosine between rows of the same number, of unit rows in float16."""
-    return float((one_ND.astype(np.float32) * other_ND.astype(np.float32)).sum(axis=1).min())
+    """The least cosine between rows of the same number."""
+    one_ND, other_ND = (rows_ND.astype(np.float32) for rows_ND in (one_ND, other_ND))
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    return float(((one_ND * other_ND).sum(axis=1) / lengths_N).min())
 
 
 def median_rate(timings: Sequence[Timing]) -> float:
@@ -149,7 +156,7 @@ def race_section(entry: Race, outcome: Outcome) -> list[str]:
         f"{entry.settings['batch_rows']}. The bare loop's threads, tried once on a part:",
         "; ".join(f"{split}: {rate:,.1f}" for split, rate in outcome.pilot.items()) + " images/s.",
         "",
-        "| | images/s | all repeats | ratio | at least | to the first unit |",
+        "| | images/s | all repeats | ratio | ratio between receipts | to the first unit |",
         "|---|---|---|---|---|---|",
         f"| bare loop: {outcome.split} | {median_rate(outcome.bare):,.1f} | {spelled(outcome.bare)} | 1 | | |",
         *pipeline_rows(outcome),
@@ -164,7 +171,7 @@ def pipeline_rows(outcome: Outcome) -> Iterator[str]:
     """A row of the table for each setting."""
     for setting, timings in outcome.pipeline.items():
         cells = [f"mlcd: {setting}", f"{median_rate(timings):,.1f}", spelled(timings)]
-        cells += [f"{outcome.ratio(setting):.3f}", f"{outcome.least_ratio(setting):.3f}"]
+        cells += [f"{outcome.ratio(setting):.3f}", f"{outcome.ratio_between_ends(setting):.3f}"]
         cells += [f"{statistics.median(timing.startup_s for timing in timings):.0f} s"]
         yield f"| {' | '.join(cells)} |"
 

@@ -1,7 +1,8 @@
 """The ``mlcd`` command. Each subcommand is a file ``*_command.py`` beside this one.
 
 Only the standard library is loaded until a command needs more, so ``--help`` answers at once. Results go to stdout,
-everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated.
+everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 75 another run makes the same,
+130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -10,7 +11,15 @@ import signal
 import sys
 from collections.abc import Callable
 
-from flows import doctor_command, inspect_command, pack_command, plan_command, retry_command, run_command
+from flows import (
+    doctor_command,
+    fit_codebook_command,
+    inspect_command,
+    pack_command,
+    plan_command,
+    retry_command,
+    run_command,
+)
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -27,13 +36,17 @@ def main(arguments: list[str] | None = None) -> None:
 def command_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; ``command`` of what it parses is the function to call."""
     parser = argparse.ArgumentParser(
-        prog="mlcd", description="Pre-train a vision encoder from images alone: embed, cluster, label, train, evaluate."
+        prog="mlcd",
+        description="Pre-train a vision encoder from images alone: embed, cluster, label, train, evaluate.",
+        epilog=f"exit codes: 0 done, {FAILED} failed, {USAGE} usage, {run_command.HELD} another run makes the same, "
+        f"{INTERRUPTED} interrupted, {TERMINATED} terminated",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run_command.add_parsers(commands)
     retry_command.add_parser(commands)
     plan_command.add_parsers(commands)
     pack_command.add_parser(commands)
+    fit_codebook_command.add_parser(commands)
     inspect_command.add_parser(commands)
     doctor_command.add_parser(commands)
     return parser

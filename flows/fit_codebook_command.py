@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.options import add_output_options
 
 if TYPE_CHECKING:
-    from tasks.codebook import FittedCodebook
+    from tasks.codebook import CodebookRequest, FittedCodebook
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -43,7 +43,8 @@ def _fit(options: argparse.Namespace) -> int:
 
     request = CodebookRequest(
         data=absolute(options.data),
-        out=absolute(options.out),
+        # a path loses the slash at its end, which says that a folder is meant
+        out=absolute(options.out) + ("/" if options.out.endswith("/") else ""),
         num_images=options.images,
         num_words=options.words,
         dim=options.dim,
@@ -52,14 +53,16 @@ def _fit(options: argparse.Namespace) -> int:
         image_column=options.image_column,
     )
     fitted = fit_codebook_file(request, _say)
-    next_command = _next(request.data, fitted, options.image_size)
+    next_command = _next(request, fitted)
     print(json.dumps({**vars(fitted), "next": next_command}) if options.json else _text(fitted, next_command))
     return DONE
 
 
 def _say(event: str, values: Mapping[str, Any]) -> None:
     """Progress on stderr: the fit itself takes seconds to minutes."""
-    print(f"{event}: {values['images']:,} drawn, {values['skipped']:,} skipped; fitting", file=sys.stderr, flush=True)
+    assert event == "codebook_images"
+    skipped = f", {values['skipped']:,} that cannot be decoded skipped" if values["skipped"] else ""
+    print(f"fit-codebook: {values['images']:,} images drawn{skipped}; fitting", file=sys.stderr, flush=True)
 
 
 def _text(fitted: "FittedCodebook", next_command: str) -> str:
@@ -71,10 +74,12 @@ def _text(fitted: "FittedCodebook", next_command: str) -> str:
     )
 
 
-def _next(data: str, fitted: "FittedCodebook", image_size: int) -> str:
+def _next(request: "CodebookRequest", fitted: "FittedCodebook") -> str:
     import shlex
 
+    column = request.image_column
+    chosen = "" if column == "auto" else f"--set embed.image_column={shlex.quote(column)} "
     return (
-        f"mlcd run --data {shlex.quote(data)} --set embed.embedder=hog_words --set embed.image_size={image_size} "
-        f"--set embed.pretrained={shlex.quote(fitted.path)}"
+        f"mlcd run --data {shlex.quote(request.data)} {chosen}--set embed.embedder=hog_words "
+        f"--set embed.image_size={request.image_size} --set embed.pretrained={shlex.quote(fitted.path)}"
     )

@@ -16,7 +16,7 @@ def add_parser(commands: "Commands") -> None:
     inspect = commands.add_parser("inspect", help="what became of one shard, or of one image")
     kinds = inspect.add_subparsers(metavar="shard|image", required=True)
     shard = kinds.add_parser("shard", help="units, rows per status, attempts, seconds and bad keys of a shard")
-    shard.add_argument("shard", metavar="NAME", help="its address, its file name, or the start of its digest")
+    shard.add_argument("shard", metavar="SHARD", help="its address or path, its file name, or the start of its digest")
     shard.set_defaults(command=_shard)
     image = kinds.add_parser("image", help="shard, row, status and labels of an image")
     image.add_argument("key", metavar="KEY", help="its key; every row that has it is shown")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DONE = 0
+MEND_FAILED = "mend them and run again with --retry-failed, or with --replace where files changed"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -112,9 +113,10 @@ def _text(summary: "PackSummary") -> str:
     lines = [
         f"{summary.images:,} images in {summary.shards:,} shards, {size_text(summary.bytes)}, in {summary.to}; {made}",
         summary.resized and f"resized: {summary.resized:,}",
-        summary.not_resized and f"not resized, since they cannot be decoded: {summary.not_resized:,}, kept as they are",
-        summary.unlabelled and f"without a label: {summary.unlabelled:,}",
-        summary.failed and f"without an image: {summary.failed:,}; mend them and run again with --retry-failed",
+        summary.not_resized
+        and f"not resized, since they cannot be decoded or cost too much to: {summary.not_resized:,}, kept as they are",
+        summary.unlabelled and f"without a label: {summary.unlabelled:,}; the .cls of a sample must hold an int",
+        summary.failed and f"without an image: {summary.failed:,}; {MEND_FAILED}",
         *(f"  {failure}" for failure in summary.failures),
         ignored and f"not packed: {ignored}",
         f"next: {_next(summary)}",
@@ -123,5 +125,8 @@ def _text(summary: "PackSummary") -> str:
 
 
 def _next(summary: "PackSummary") -> str:
-    labels = " --label-column label" if "label" in summary.columns else ""
-    return f"mlcd run --data '{summary.to}/*.parquet'{labels}"
+    import shlex
+
+    # evaluation takes no row without a label
+    labels = " --label-column label" if summary.unlabelled == 0 else ""
+    return f"mlcd run --data {shlex.quote(summary.to.rstrip('/') + '/*.parquet')}{labels}"

@@ -31,6 +31,7 @@ def pipeline(
     pin: dict[str, str] | None = None,
     rounds: int = 1,
     retry_failed: bool = False,
+    wait_s: float = -1.0,
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -50,9 +51,10 @@ def pipeline(
             trained, and is a run of its own, named NAME-round2, NAME-round3, ...
         retry_failed: Embed again what could not be embedded: units whose shard could not be read, or whose worker died.
             They get a new attempt, and so does the stage; where the bytes are equal, all below is cached.
+        wait_s: Seconds to wait for another run that makes the same stage; negative: as long as it takes.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
-    summary = rounds_summary(run_rounds(request, selected, rounds, retry_failed=retry_failed))
+    summary = rounds_summary(run_rounds(request, selected, rounds, retry_failed=retry_failed, wait_s=wait_s))
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

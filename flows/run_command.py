@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from flows.options import (
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DONE, FAILED = 0, 1
+DONE, FAILED, HELD = 0, 1, 75
 
 
 def add_parsers(commands: "Commands") -> None:
@@ -38,7 +39,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     """Run the flow; what can be known to be wrong is said before a server is started."""
-    from tasks.adopted import check_adopted_run
+    from mlcd_core.errors import ConfigError
+    from tasks.adopted import adopted_text, check_adopted_run
     from tasks.pin import resolve_pins
     from tasks.rounds import check_rounds
     from tasks.run import open_run, selected_stages
@@ -46,11 +48,18 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
 
     request = request_of(options)
     selected = selected_stages(only=options.only, from_stage=options.from_stage, until=options.until)
+    if retry_failed and "embed" not in selected:
+        raise ConfigError(
+            f"retry-failed makes units of embed again, but the stages are {', '.join(selected)}; expected embed among "
+            "them: leave out --only and --from-stage, or give --only embed"
+        )
     check_rounds(request, selected, options.rounds)
     opened = open_run(request)
     resolve_pins(opened)
     if "embed" in selected:
-        check_adopted_run(opened)
+        adopted = check_adopted_run(opened)
+        if adopted is not None and not options.json:
+            print(adopted_text(adopted), file=sys.stderr)
     if "train" in selected:
         check_train(opened)
 
@@ -70,12 +79,15 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
         pin=dict(request.pin),
         rounds=options.rounds,
         retry_failed=retry_failed,
+        wait_s=options.wait,
         return_state=True,
     )
     summary = state.result(raise_on_failure=False)
     if isinstance(summary, BaseException):
         raise summary
     _show(summary, options, root=request.root)
+    if any(stage.get("code") == "lease-held" for stage in summary["stages"]):
+        return HELD
     return DONE if state.is_completed() else FAILED
 
 
@@ -86,6 +98,13 @@ def _add_stage_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
     parser.add_argument("--from-stage", default="", metavar="STAGE", help="run from this stage on")
     parser.add_argument("--until", default="", metavar="STAGE", help="run up to this stage")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=-1.0,
+        metavar="SECONDS",
+        help="for another run that makes the same stage, then exit code 75 (default: as long as it takes)",
+    )
 
 
 def _show(summary: dict[str, Any], options: argparse.Namespace, *, root: str) -> None:

@@ -47,6 +47,11 @@ RUNTIMES: dict[StageName, type[Runtime]] = {
 class EmbedSettings(EmbedSpec, EmbedRuntime):
     """Keys ``embed.*``."""
 
+    @property
+    def source(self) -> str:
+        """Where weights, or adopted vectors, are found."""
+        return self.vectors if self.embedder == "adopted" else self.pretrained
+
 
 class ClusterSettings(ClusterSpec, ClusterRuntime):
     """Keys ``cluster.*``."""

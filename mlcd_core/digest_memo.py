@@ -60,10 +60,13 @@ class DigestMemo:
 
     def get(self, path: str, num_bytes: int, stamp: str) -> Remembered | None:
         """What is known of the file at ``path`` if it has still this size and ``stamp``: its time, or its ETag."""
-        found = self._database.execute(
-            "select digest, row_groups, error from files where path = ? and bytes = ? and stamp = ?",
-            (path, num_bytes, stamp),
-        ).fetchone()
+        try:
+            found = self._database.execute(
+                "select digest, row_groups, error from files where path = ? and bytes = ? and stamp = ?",
+                (path, num_bytes, stamp),
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
         return Remembered(found[0], row_groups_of(found[1]), found[2]) if found else None
 
     def put(self, path: str, num_bytes: int, stamp: str, known: Remembered) -> None:

@@ -49,13 +49,21 @@ def embed_groups(
 
 
 def adopt_groups(groups: Iterable[ImageRows], vectors: "AdoptedVectors") -> pa.Table:
-    """The table of consecutive row groups whose vectors were made elsewhere and are looked up by key."""
-    first_row, keys = 0, list[str]()
+    """The table of consecutive row groups whose vectors were made elsewhere and are looked up by key.
+
+    A row without an image keeps that status, for there is nothing to train on.
+    """
+    first_row, keys, states = 0, list[str](), list[int]()
     for group in groups:
         first_row = first_row if keys else group.first_row
         keys += group.keys
+        states += map(_state_of, group.images, group.upstream_failed)
     found = vectors.lookup(keys)
-    return embedding_table(first_row + np.arange(len(keys)), keys, found.status_N, found.embeddings_ND)
+    state_N = np.array(states, np.int8)
+    has_image_N = state_N == RowStatus.OK
+    status_N = np.where(has_image_N, found.status_N, state_N)
+    embeddings_ND = np.where(has_image_N[:, None], found.embeddings_ND, np.float16(0))
+    return embedding_table(first_row + np.arange(len(keys)), keys, status_N, embeddings_ND)
 
 
 def failed_table(span: Span, status: RowStatus, dim: int) -> pa.Table:
@@ -83,6 +91,12 @@ def joined_embeddings(parts: Sequence[bytes]) -> NDArray[np.float16]:
             joined_ND[start : start + len(chunk)] = chunk.flatten().to_numpy().reshape(-1, dim)
             start += len(chunk)
     return joined_ND
+
+
+def _state_of(image: bytes | None, upstream_failed: bool) -> RowStatus:
+    if upstream_failed:
+        return RowStatus.UPSTREAM_FAILED
+    return RowStatus.NULL_BYTES if image is None else RowStatus.OK
 
 
 class _Rows:

@@ -48,7 +48,12 @@ class EmbedSpec(StageSpec):
     caption_column: str = Field("caption", description="string column that image_text_mean reads")
     image_size: int = Field(32, ge=8, description="pixels of the square crop that the embedder sees")
     batch_rows: int = Field(256, ge=1, description="rows per encoder call; the last batch of a shard is shorter")
-    max_pixels: int = Field(64_000_000, ge=1, description="an image with more pixels gets the status too_many_pixels")
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        description="an image with more, or one that costs as much to decode (PNG 25.6, WebP 16 million), gets the "
+        "status too_many_pixels",
+    )
     decode: Literal["exact", "fast"] = Field(
         "exact", description="fast: JPEGs far above the target at a fraction of their size; the metrics give its PSNR"
     )

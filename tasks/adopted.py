@@ -26,6 +26,15 @@ def check_adopted_run(run: Run) -> AdoptedSource | None:
     return check_adopted(runtime.vectors, key_column=spec.key_column, keys=keys)
 
 
+def adopted_text(source: AdoptedSource) -> str:
+    """One line for people."""
+    lowest, highest = source.norms
+    return (
+        f"adopting {source.rows:,} vectors of {source.dim:,} dims, lengths {lowest:.4g} to {highest:.4g} in a sample "
+        "(they are normalised)"
+    )
+
+
 def _first_keys(shard: Shard, spec: EmbedSpec) -> list[str]:
     """Those of the first row group that has rows."""
     source = open_source(shard)

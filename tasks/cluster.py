@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from mlcd_core.cluster_memory import available_bytes, check_memory, worker_bytes
+from mlcd_core.config import ClusterSettings
 from mlcd_core.device import check_search
 from mlcd_core.embedded_points import block_ranges, embedding_dim
 from mlcd_core.errors import ConfigError
@@ -37,7 +38,7 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     def make(job: Job) -> Made:
         dim = embedding_dim(run.files, embed.parts)
         check_search("cluster.search", runtime.search, runtime.device)
-        _check_memory(run, embed.usable, num_centroids, dim)
+        _check_memory(run.config.cluster, run.files.uri(""), embed.usable, num_centroids, dim)
         job.session.start()
         device, links = _device(runtime), work.links(job)
         with forwarded_events(job.report) as report:
@@ -59,9 +60,8 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     return work
 
 
-def _check_memory(run: Run, usable: int, num_centroids: int, dim: int) -> None:
+def _check_memory(settings: ClusterSettings, root: str, usable: int, num_centroids: int, dim: int) -> None:
     """Refuse a plan that does not fit in this machine; what fits in a GPU its worker checks."""
-    settings = run.config.cluster
     if settings.device != "cuda":
         plan = worker_bytes(
             rows=usable,
@@ -69,7 +69,7 @@ def _check_memory(run: Run, usable: int, num_centroids: int, dim: int) -> None:
             dim=dim,
             workers=settings.workers,
             recipe=settings.recipe,
-            rows_mapped=not is_s3(run.files.uri("")),
+            rows_mapped=not is_s3(root),
         )
         check_memory(plan, available_bytes())
 

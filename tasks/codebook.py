@@ -7,6 +7,7 @@ rows of each. Few are read whole, and none is read twice.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from mlcd_core.digest_memo import default_memo
 from mlcd_core.errors import ConfigError, DataError
 from mlcd_core.events import Report
 from mlcd_core.identity import sha256_hex
+from mlcd_core.objects import is_s3
 from mlcd_core.specs import EmbedSpec
 from mlcd_core.store import open_files
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # a row group has 100 rows as img2dataset writes it; neighbours in it can be alike where data are sorted by class
 FEWEST_ROWS_PER_GROUP = 16
+LARGEST_SEED = (1 << 63) - 1  # of torch
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,15 @@ class FittedCodebook:
 def fit_codebook_file(request: CodebookRequest, report: Report) -> FittedCodebook:
     """Draw images, fit, and write the file at once, whole; the same request gives the same bytes.
 
-    Raises DataError for data without usable images, and the errors of ``fit_codebook``.
+    Raises ConfigError for a request that cannot be meant, before any image is read; DataError for data without usable
+    images; and the errors of ``fit_codebook``.
     """
     import torch
 
     from mlcd_core.images.fit_hog_words import codebook_bytes, fit_codebook
 
     folder, name = _split(request.out)
+    _check_draw(request)
     drawn = _draw(request)
     report("codebook_images", {"images": len(drawn.pixels_BCHW), "skipped": drawn.skipped})
     threads = torch.get_num_threads()
@@ -86,8 +91,6 @@ class _DrawnImages:
 def _draw(request: CodebookRequest) -> _DrawnImages:
     from mlcd_core.images.decode import decode_images
 
-    if request.num_images < 1:
-        raise ConfigError(f"--images {request.num_images}; expected 1 or more")
     shards = find_shards(request.data, memo=default_memo())
     kept: list[NDArray[np.uint8]] = []
     num_kept = skipped = 0
@@ -115,10 +118,20 @@ def _image_groups(shards: Sequence[Shard], request: CodebookRequest) -> Iterator
         yield [rows.images[row] for row in rng.permutation(len(rows.images))[:rows_per_group]]
 
 
+def _check_draw(request: CodebookRequest) -> None:
+    if request.num_images < 1:
+        raise ConfigError(f"--images {request.num_images}; expected 1 or more")
+    if not 0 <= request.seed <= LARGEST_SEED:
+        raise ConfigError(f"--seed {request.seed}; expected 0 to {LARGEST_SEED}")
+
+
 def _split(address: str) -> tuple[str, str]:
+    """Folder and name of the file. Raises ConfigError for a folder or bucket: found after the fit, it would be lost."""
     folder, _, name = address.rpartition("/")
-    if not name:
+    is_bucket = is_s3(address) and not is_s3(folder)
+    if not name or is_bucket or (not is_s3(address) and Path(address).is_dir()):
+        inside = address.rstrip("/")
         raise ConfigError(
-            f"--out {address} is a folder; expected the name of a file, such as {folder}/book.safetensors"
+            f"--out {address} is a folder; expected the name of a file, such as {inside}/book.safetensors"
         )
     return folder or "/", name

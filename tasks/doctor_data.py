@@ -1,8 +1,8 @@
-"""What the first shard of the data holds, and how fast its images are decoded here."""
+"""What the first readable shard of the data holds, and how fast its images are decoded here."""
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from mlcd_core.dataset import Shard, ShardReader
@@ -19,26 +19,45 @@ from tasks.doctor_findings import Finding
 IMAGES, IMAGE_SIZE = 8, 224
 
 
-def check_data(data: str) -> Iterator[Finding]:
-    """Columns, rows, and eight images of the first shard. Raises DataError when there is none, or it cannot be read."""
-    shard = _first_shard(data)
+def check_data(data: str, *, image_column: str = "auto") -> Iterator[Finding]:
+    """Columns, rows, and eight images of the first shard that can be read; those before it are a warning.
+
+    Raises DataError when there is no shard, none that can be read, or no such column.
+    """
+    *broken, shard = _shards_to_a_readable_one(data)
+    if broken and not shard.error:
+        yield _not_read(broken)
     schema = open_source(shard).parquet.schema_arrow
     named = ", ".join(f"{field.name} ({field.type})" for field in schema)
     text = f"{shard.uri}: {shard.rows:,} rows in {len(shard.row_groups):,} row groups, {shard.bytes / 1e6:,.1f} MB"
     yield Finding("data", "ok", f"{text}; columns {named}")
-    columns = find_columns(schema, shard.uri, image="auto", key="key", label="", caption="")
+    columns = find_columns(schema, shard.uri, image=image_column, key="key", label="", caption="")
     keys = f"keys in {columns.key}" if columns.key else "no column key: keys are made from shard and row"
     yield Finding("data", "ok", f"images in the column {columns.image}, {keys}")
-    yield _check_images(shard)
+    yield _check_images(shard, image_column)
 
 
-def _first_shard(data: str) -> Shard:
-    """The first shard alone: to identify all of them, every byte would be read."""
+def _shards_to_a_readable_one(data: str) -> list[Shard]:
+    """No more than are needed: to identify all of them, every byte would be read."""
+    shards: list[Shard] = []
     with DigestMemo(default_memo()) as memo, closing((s3_shards if is_s3(data) else local_shards)(data, memo)) as found:
-        return next(found)
+        for shard in found:
+            shards.append(shard)
+            if not shard.error:
+                break
+    return shards
 
 
-def _check_images(shard: Shard) -> Finding:
+def _not_read(broken: Sequence[Shard]) -> Finding:
+    others = f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
+    text = (
+        f"{broken[0].uri}{others}: not a whole Parquet file ({broken[0].error}); a run goes on without its rows: write "
+        "it again or take it out of the data"
+    )
+    return Finding("data", "warning", text)
+
+
+def _check_images(shard: Shard, image_column: str) -> Finding:
     from mlcd_core.images.decode import decode_images
 
     group = next((number for number, rows in enumerate(shard.row_groups) if rows), None)
@@ -47,7 +66,7 @@ def _check_images(shard: Shard) -> Finding:
             "images", "warning", f"{shard.uri} has no rows; give other shards, or leave it: it costs nothing"
         )
     started = time.perf_counter()
-    images = ShardReader(shard).read(group).images[:IMAGES]
+    images = ShardReader(shard, image_column=image_column).read(group).images[:IMAGES]
     read = time.perf_counter()
     decoded = decode_images(images, image_size=IMAGE_SIZE, max_pixels=EmbedSpec().max_pixels)
     decode_s = time.perf_counter() - read

@@ -2,10 +2,11 @@
 
 import os
 import platform
-import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from mlcd_core.cluster_memory import available_bytes
 from tasks.doctor_findings import Finding, size_text
@@ -19,22 +20,23 @@ def check_packages() -> Iterator[Finding]:
     """Python, every package that ours requires, and that Ray can be imported."""
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     try:
-        required = [line for line in metadata.requires(PACKAGE) or [] if "extra ==" not in line]
+        required = [asked for line in metadata.requires(PACKAGE) or [] if _is_needed(asked := Requirement(line))]
     except metadata.PackageNotFoundError:
         yield Finding(
             "packages", "warning", f"{PACKAGE} is not installed, so what it requires is not known; install it"
         )
         return
-    found = {line: _version(_name(line)) for line in required}
-    missing = [line for line, version in found.items() if version is None]
-    wrong = [f"{_name(line)} {version}" for line, version in found.items() if version and not _is_pinned(line, version)]
+    found = [(asked, _version(asked.name)) for asked in required]
+    missing = [str(asked) for asked, version in found if version is None]
+    there = [(asked, version) for asked, version in found if version is not None]
+    wrong = [f"{asked.name} {version} (expected {asked})" for asked, version in there if not _fits(asked, version)]
+    fit = [f"{asked.name} {version}" for asked, version in there if _fits(asked, version)]
     if missing:
         yield Finding("packages", "error", f"missing: {', '.join(missing)}; install {PACKAGE} again")
     if wrong:
-        pins = ", ".join(line for line in required if "==" in line)
-        yield Finding("packages", "warning", f"{', '.join(wrong)}, but {pins} was tested; install {PACKAGE} again")
-    named = {_name(line): version for line, version in found.items() if version}
-    yield Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in named.items()))
+        yield Finding("packages", "warning", f"not the tested ones: {', '.join(wrong)}; install {PACKAGE} again")
+    if fit:
+        yield Finding("packages", "ok", ", ".join(fit))
     yield _check_ray()
 
 
@@ -51,8 +53,11 @@ def check_machine() -> Iterator[Finding]:
 
 def check_gpus(*, driver: Path = Path("/proc/driver/nvidia/version")) -> Iterator[Finding]:
     """Every CUDA device, or that there is none."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that it links to does not load
+        yield Finding("gpu", "error", f"torch cannot be imported: {error}; install {PACKAGE} again")
+        return
     if not torch.cuda.is_available():
         if driver.exists():
             text = f"there is an NVIDIA driver, but torch {torch.__version__} finds no device; install the gpu extra"
@@ -67,15 +72,14 @@ def check_gpus(*, driver: Path = Path("/proc/driver/nvidia/version")) -> Iterato
 def _check_ray() -> Finding:
     try:
         import ray
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return Finding("ray", "error", f"cannot be imported: {error}; install {PACKAGE} again")
     return Finding("ray", "ok", f"{ray.__version__} can be imported")
 
 
-def _name(requirement: str) -> str:
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    assert found is not None, requirement
-    return found[0]
+def _is_needed(asked: Requirement) -> bool:
+    """Here, and without any extra."""
+    return asked.marker is None or asked.marker.evaluate({"extra": ""})
 
 
 def _version(package: str) -> str | None:
@@ -85,7 +89,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _is_pinned(requirement: str, version: str) -> bool:
-    """Whether the version, without the suffix of a build, is the one that was asked for, if one was."""
-    _, equal, wanted = requirement.partition("==")
-    return not equal or version.partition("+")[0] == wanted.strip()
+def _fits(asked: Requirement, version: str) -> bool:
+    # a build's suffix, as of 2.15.0+cu128, does not count where the requirement has none
+    return asked.specifier.contains(version, prereleases=True)

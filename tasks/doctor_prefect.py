@@ -1,5 +1,6 @@
 """Which Prefect server a run would talk to, and whether it answers."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -20,7 +21,12 @@ def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
     if not address:
         yield Finding("prefect", "ok", "no PREFECT_API_URL: a run starts a temporary server of its own")
         return
-    shown = _without_secrets(address)
+    try:
+        shown = _without_secrets(address)
+    except ValueError:  # its text repeats the address, and so a password in it
+        text = "the server's address cannot be understood; set PREFECT_API_URL to http://HOST:PORT/api, or unset it"
+        yield Finding("prefect", "error", text)
+        return
     yield _asked(shown)
 
 
@@ -32,7 +38,7 @@ def _asked(address: str) -> Finding:
             theirs = json.load(answer)
     except urllib.error.HTTPError as error:
         return Finding("prefect", "ok", f"{address} answers {error.code}, without its version")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return Finding(
             "prefect", "error", f"{address} does not answer ({error}): start that server, or unset PREFECT_API_URL"
         )
@@ -43,7 +49,7 @@ def _asked(address: str) -> Finding:
 
 
 def _without_secrets(address: str) -> str:
-    """Scheme, host, port and path; no user, password or query."""
+    """Scheme, host, port and path; no user, password or query. Raises ValueError for a port that is none."""
     split = urlsplit(address)
     host = split.hostname or ""
     port = f":{split.port}" if split.port else ""

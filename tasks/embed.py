@@ -61,14 +61,18 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
 
 
 def resolved_embed_spec(run: Run) -> EmbedSpec:
-    """The spec with the sha256 of the weights that ``embed.pretrained`` names, or of the vectors that are adopted."""
+    """The spec with the sha256 of the weights that ``embed.pretrained`` names, or of the vectors that are adopted.
+
+    Raises ConfigError when ``embed.weights_sha256`` is given and is not theirs.
+    """
     spec, runtime = settings(run, "embed")
     assert isinstance(spec, EmbedSpec)
     assert isinstance(runtime, EmbedRuntime)
     if spec.embedder == "adopted":
         from mlcd_core.images.adopted import adopted_digest
 
-        return spec.model_copy(update={"weights_sha256": adopted_digest(runtime.vectors)})
+        digest = adopted_digest(runtime.vectors, expected=spec.weights_sha256)
+        return spec.model_copy(update={"weights_sha256": digest})
     from mlcd_core.images.embedder import find_weights
 
     return spec.model_copy(update={"weights_sha256": sha256_hex(find_weights(spec, runtime.pretrained))})

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlcd_core.dataset import ImageRows, Shard, ShardReader, Span
-from mlcd_core.errors import DataError
+from mlcd_core.digest_memo import row_groups_of, text_of
+from mlcd_core.errors import DataError, ShardChangedError
 from mlcd_core.identity import short
 from mlcd_core.runtimes import EmbedRuntime
 from mlcd_core.specs import EmbedSpec
@@ -94,13 +95,13 @@ class UnitEmbedder:
 
 
 def reads_of(span: Span) -> dict[str, Any]:
-    """A span as JSON values, as it travels to a worker."""
-    return asdict(span)
+    """A span as JSON values, as it travels to a worker; row groups as a text, for a big file has many spans."""
+    return {**vars(span), "shard": {**vars(span.shard), "row_groups": text_of(span.shard.row_groups)}}
 
 
 def span_of(reads: Mapping[str, Any]) -> Span:
     """The span that travelled."""
-    shard = Shard(**{**reads["shard"], "row_groups": tuple(reads["shard"]["row_groups"])})
+    shard = Shard(**{**reads["shard"], "row_groups": row_groups_of(reads["shard"]["row_groups"])})
     return Span(**{**reads, "shard": shard})
 
 
@@ -179,6 +180,8 @@ def _readable(groups: Iterable[ImageRows]) -> Iterator[ImageRows]:
     """The groups; what is wrong with them is told from whatever else may fail while they are used."""
     try:
         yield from groups
+    except ShardChangedError:
+        raise
     except DataError as error:
         raise _UnreadableError(str(error)) from error
 

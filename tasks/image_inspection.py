@@ -4,6 +4,7 @@ The key column of every part is looked through: mapped on a disk, where that is 
 on S3 every part is fetched. What is shown then comes from parts that are checked against their records.
 """
 
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mlcd_core.specs import StageName
 from mlcd_core.store import Manifest, Part, map_part, read_part
 from mlcd_core.tables import RowStatus
 from tasks.embedded_units import EmbeddedUnit, EmbeddedUnits, embedded_units
+from tasks.inspection import run_options
 
 MOST_ROWS, SEARCH_THREADS = 20, 8
 # the table of a million centroids has gigabytes, too many for the size of one cluster
@@ -44,14 +46,13 @@ def inspect_image(root: str, run_name: str, key: str) -> dict[str, Any]:
             f"{', '.join(_first_keys(embedded)) or 'none'}"
         )
     rows = [_row(embedded, unit, position, labelled) for unit, position in found[:MOST_ROWS]]
-    where = f"--root {root}" + ("" if run_name == "default" else f" --name {run_name}")
     return {
         "key": key,
         "rows_searched": embedded.rows,
         "sealed": embedded.manifest is not None,
         "more": len(found) > MOST_ROWS,
         "found": rows,
-        "next": f"mlcd inspect shard {rows[0]['shard']} {where}",
+        "next": f"mlcd inspect shard {shlex.quote(rows[0]['shard'])} {run_options(root, run_name)}",
     }
 
 

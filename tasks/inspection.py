@@ -1,7 +1,9 @@
 """``mlcd inspect shard``: what became of one shard. Records are read, and of bad rows their parts; nothing else."""
 
 import difflib
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +15,19 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.images.embed_shard import read_ipc
 from mlcd_core.store import read_part
+from mlcd_core.store.folder import FAILED_STATUSES
 from mlcd_core.tables import RowStatus
 from tasks.embedded_units import EmbeddedUnit, EmbeddedUnits, embedded_units
 
 BAD_KEYS, READERS = 20, 16
-# what may succeed when it is tried again; other bad rows stay bad
-TRANSIENT = frozenset({RowStatus.WORKER_DIED.name.lower(), RowStatus.UNREADABLE.name.lower()})
 OK = RowStatus.OK.name.lower()
 
 
 def inspect_shard(root: str, run_name: str, shard: str) -> dict[str, Any]:
     """Units, rows per status, attempts, seconds, device and the first bad keys of a shard.
 
-    shard: its address, its file name, or the start of its digest. Raises ConfigError when it names no shard of the
-    run, or several.
+    shard: its address or path, its file name, or the start of its digest. Raises ConfigError when it names no
+    shard of the run, or several.
     """
     embedded = embedded_units(mlcd_core.open_run(root, run_name))
     source = _named(embedded, shard)
@@ -47,9 +48,17 @@ def inspect_shard(root: str, run_name: str, shard: str) -> dict[str, Any]:
     }
 
 
+def run_options(root: str, run_name: str) -> str:
+    """The options that name a run, ready for a shell."""
+    name = "" if run_name == "default" else f" --name {shlex.quote(run_name)}"
+    return f"--root {shlex.quote(root)}{name}"
+
+
 def _named(embedded: EmbeddedUnits, shard: str) -> str:
     """The address of the shard that a person named."""
-    by_file = [source for source in embedded.sources if shard in (source, source.rsplit("/", 1)[-1])]
+    folder, name = os.path.split(shard)
+    path = f"{os.path.realpath(folder)}/{name}"  # as the shards of a disk are named
+    by_file = [source for source in embedded.sources if source in (shard, path) or source.rsplit("/", 1)[-1] == shard]
     found = by_file or _with_digest(embedded, shard)
     if len(found) == 1:
         return found[0]
@@ -102,8 +111,8 @@ def _bad_rows(embedded: EmbeddedUnits, units: Sequence[EmbeddedUnit]) -> Iterato
 
 
 def _next_command(root: str, run_name: str, status: Counter[str], *, sealed: bool) -> str:
-    where = f"--root {root}" + ("" if run_name == "default" else f" --name {run_name}")
-    if TRANSIENT & status.keys():
+    where = run_options(root, run_name)
+    if FAILED_STATUSES & status.keys():  # these alone may succeed when they are tried again
         return f"mlcd retry-failed {where} --data ... (with the settings of the run)"
     if not sealed:
         return f"mlcd run {where} --data ... (with the settings of the run) makes the units that are missing"

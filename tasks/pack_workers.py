@@ -123,7 +123,8 @@ class Workers:
         process.join()
         return WorkerLostError(
             f"the worker that packed {what} died ({_exit_text(process.exitcode)}); run again, finished shards are "
-            "kept; with fewer --workers or a smaller --max-shard-bytes if memory ran out"
+            "kept; with fewer --workers or a smaller --max-shard-bytes if memory ran out; a shard that dies again can "
+            "be packed without --resize"
         )
 
 

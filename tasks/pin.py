@@ -13,7 +13,7 @@ from typing import Any
 from mlcd_core.config import environment_keys
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import short, spec_record
-from mlcd_core.specs import StageName
+from mlcd_core.specs import EmbedSpec, StageName
 from mlcd_core.store import Files, Manifest
 from tasks.embed import resolved_embed_spec
 from tasks.run import PINNABLE, Run
@@ -21,7 +21,7 @@ from tasks.run_record import RunRecord
 from tasks.sealed import DIGEST, sealed_manifests, sealed_spec
 
 # what a vector means, with the version of the code; the other fields of an embed spec say how rows are read
-SPACE_FIELDS = ("embedder", "architecture", "weights_sha256", "image_size")
+SPACE_FIELDS = ("embedder", "architecture", "weights_sha256", "image_size", "feature")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ def _check_same_space(run: Run, manifest: Manifest, source: str) -> None:
 
 
 def _space(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{field: record["spec"][field] for field in SPACE_FIELDS}, "stage_version": record["stage_version"]}
+    return {
+        **{field: record["spec"].get(field, EmbedSpec.model_fields[field].default) for field in SPACE_FIELDS},
+        "stage_version": record["stage_version"],
+    }
 
 
 def _check_enough(run: Run, manifest: Manifest, source: str) -> None:

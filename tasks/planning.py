@@ -51,7 +51,7 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
     return asdict(
         estimate_clustering(
             num_rows=num_rows,
-            dim=embedding_dim(config.embed, config.embed.pretrained),
+            dim=embedding_dim(config.embed, config.embed.source),
             num_centroids=num_centroids,
             iterations=0 if pinned else cluster.iterations,
             num_labels=config.label.num_labels,

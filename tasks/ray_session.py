@@ -12,7 +12,11 @@ import threading
 from types import TracebackType
 from typing import Any, Self
 
+from mlcd_core.errors import StageFailedError
+
 TERMINATED = 143
+STARTS = 3
+TIMED_OUT = "timed out during startup"
 
 OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry names, not rows
 # logical: actors of one stage, Ray Data's own operators and Train's controller must all find a slot
@@ -46,21 +50,39 @@ class RaySession:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address="local",
-            num_cpus=self._num_cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        self._init()
         if threading.current_thread() is threading.main_thread():
             # Ray's handler prints a stack and aborts at exit, and Prefect's exception is swallowed inside ray.get
             signal.signal(signal.SIGTERM, self._terminate)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True
+
+    def _init(self) -> None:
+        """Start the node. Ray gives it 30 s, which a busy machine may not keep: then it is tried again."""
+        import ray
+
+        for tries_left in reversed(range(STARTS)):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=self._num_cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                )
+                return
+            except Exception as error:  # Ray raises nothing narrower
+                if TIMED_OUT not in str(error):
+                    raise
+                ray.shutdown()
+                if not tries_left:
+                    raise StageFailedError(
+                        f"Ray did not start on this machine, {STARTS} times ({error}); expected a node within 30 s: "
+                        "free the processors and memory of other work, then run the same command again"
+                    ) from error
 
     def __enter__(self) -> Self:
         return self

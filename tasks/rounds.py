@@ -39,6 +39,7 @@ def next_round(first: Request, number: int, before: Run, trained: Manifest) -> R
         "embedder": "tower",
         "tower": trained.digest,
         "image_size": before.config.train.image_size,
+        "feature": "image",  # a tower has no text
         # what the embedder of round 1 may have been given
         **dict.fromkeys(("architecture", "weights_sha256", "pretrained"), ""),
     }

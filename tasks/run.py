@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlcd_core.config import Config, load_config, suggestion
+from mlcd_core.config import Config, load_config, stage_spec, suggestion
 from mlcd_core.dataset import Shard, ShardReader, data_digest, find_shards
 from mlcd_core.digest_memo import default_memo
 from mlcd_core.errors import ConfigError
+from mlcd_core.images.embedder import check_embed_spec
 from mlcd_core.objects import is_s3
-from mlcd_core.specs import STAGES, StageName
+from mlcd_core.specs import STAGES, EmbedSpec, StageName
 from mlcd_core.store import Files, open_files
 from tasks.demo_data import DEMO, compose_demo
 from tasks.tower import with_tower
@@ -114,7 +115,11 @@ def read_settings(request: Request) -> Config:
     # pinned centroids are counted in their manifest, not by a key
     counted = {"cluster.num_centroids": None} if "cluster" in request.pin else {}
     config = load_config(request.preset, environment=os.environ, overrides={**request.overrides, **counted})
-    return with_tower(config, open_files(request.root))
+    config = with_tower(config, open_files(request.root))
+    spec = stage_spec(config, "embed")
+    assert isinstance(spec, EmbedSpec)
+    check_embed_spec(spec)
+    return config
 
 
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:

@@ -26,10 +26,17 @@ class Round:
     outcomes: list[StageOutcome]
 
 
-def run_rounds(request: Request, selected: list[StageName], rounds: int, *, retry_failed: bool = False) -> list[Round]:
+def run_rounds(
+    request: Request,
+    selected: list[StageName],
+    rounds: int,
+    *,
+    retry_failed: bool = False,
+    wait_s: float = -1.0,
+) -> list[Round]:
     """Run the selected stages of every round in order; after a round with a failed stage no other starts.
 
-    retry_failed: units that could not be done are done again, in every round.
+    retry_failed: units that could not be done are done again, in every round. wait_s: for another run of a stage.
     """
     check_rounds(request, selected, rounds)
     done: list[Round] = []
@@ -40,7 +47,7 @@ def run_rounds(request: Request, selected: list[StageName], rounds: int, *, retr
                 stage_logger().info("round %d of %d is the run %s", number, rounds, run.request.name)
             # in the UI the stages of all rounds have the same names
             with tags(f"round-{number}") if rounds > 1 else nullcontext():
-                outcomes = run_stages(run, selected, session, retry_failed=retry_failed)
+                outcomes = run_stages(run, selected, session, retry_failed=retry_failed, wait_s=wait_s)
             done.append(Round(number, run.request.name, outcomes))
             if number == rounds or any(outcome.result == "failed" for outcome in outcomes):
                 break

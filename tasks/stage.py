@@ -153,7 +153,8 @@ def run_stage(
     folder = StageFolder(run.files, work.spec)
     record = RunRecord(run.files, run.request.name)
     plan = _plan(folder, work, retry_failed=retry_failed)
-    record.note(stage, folder.fingerprint, work, plan.manifest)
+    # what was sealed before can be read until the next manifest stands
+    record.note(stage, folder.fingerprint, work, plan.manifest or plan.previous)
     manifest = plan.manifest
     if manifest is None:
         name = flow_run.name or run.request.name
@@ -166,7 +167,7 @@ def run_stage(
         "cached" if plan.manifest else "ran",
         manifest,
         run.files.uri(folder.prefix),
-        units_run=0 if plan.manifest else len(plan.pending) if work.units else 1,
+        units_run=0 if plan.manifest else len({task.unit for task in plan.pending}) if work.units else 1,
         seconds=time.monotonic() - started,
     )
     publish_stage_artifact(outcome.record(), manifest)

@@ -89,7 +89,7 @@ def check_train(run: Run) -> None:
         from mlcd_core.train import check_tower
 
         embed = run.config.embed
-        check_tower(spec, runtime, centroid_dim=embedding_dim(embed, embed.pretrained) if takes_centroids else None)
+        check_tower(spec, runtime, centroid_dim=embedding_dim(embed, embed.source) if takes_centroids else None)
 
 
 def log_folder(run: Run, spec: TrainSpec) -> Path:

@@ -16,10 +16,8 @@ from mlcd_core.events import Report
 from mlcd_core.runtimes import Device
 from mlcd_core.store import UnitTask
 from tasks.unit_marks import MOST_DEATHS, Marks, Turns, start_marks
-from tasks.unit_progress import unit_progress
 
 Values = Mapping[str, Any]
-MOST_BLOCKS = 1_000  # of Ray Data: each costs the driver milliseconds, however few units it holds
 
 
 def run_units(
@@ -40,11 +38,14 @@ def run_units(
     the unit and returns its number of rows, or JSON values that hold ``rows``. Where it has ``give_up``, that is called
     with the same for a unit with which the process died three times; else such a unit ends the stage.
     rows: what each pending unit reads, as JSON values with its number of ``rows``, in the order of ``pending``.
-    device: where the workers compute; not on the CPU, each gets its share of Ray's GPUs. on_unit: hears what each unit returned; what it raises ends the work.
+    device: where the workers compute; where that is not the CPU, each gets its share of Ray's GPUs.
+    on_unit: hears what each unit returned; what it raises ends the work.
     A MlcdError raised by a unit is raised here.
     """
     if not pending:
         return
+    from tasks.unit_progress import unit_progress  # not at the top: workers load this module, and need no Prefect
+
     todo = {task.unit: task for task in pending}
     progress = unit_progress(report, num_units=len(pending), num_rows=sum(int(row["rows"]) for row in rows))
     with _outcomes(worker, arguments, pending, rows, workers, in_flight, device) as outcomes:
@@ -72,7 +73,8 @@ def _outcomes(
     marks = start_marks()
     # as text: Ray Data would make one Arrow type of what all units read
     tasks = [{"task": json.dumps({**vars(task), "reads": reads})} for task, reads in zip(pending, rows, strict=True)]
-    blocks = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_BLOCKS)).map_batches(
+    # one unit a block, or what a unit says would wait for all others of its block, its error too
+    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _UnitCaller,
         fn_constructor_args=(worker, dict(arguments), marks, _actor_id),
         batch_size=1,
@@ -124,8 +126,8 @@ class _UnitCaller:
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        outcomes = [self._outcome(json.loads(text)) for text in batch["task"].to_pylist()]
-        return pa.table({"outcome": outcomes})
+        [given] = batch["task"].to_pylist()
+        return pa.table({"outcome": [self._outcome(json.loads(given))]})
 
     def _outcome(self, given: dict[str, Any]) -> str:
         task = UnitTask(given["index"], given["unit"], given["attempt"])

@@ -1,13 +1,14 @@
 """Where the bytes of an open shard come from: a local file, read when asked for, or an S3 object, fetched ahead."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlcd_core.dataset.footer import first_line
-from mlcd_core.dataset.shard import Shard, disk_failed, gone, not_parquet
+from mlcd_core.dataset.shard import Shard, disk_failed, gone, not_parquet, replaced
 from mlcd_core.objects import is_s3
 
 
@@ -37,6 +38,9 @@ class LocalSource:
 
     def __init__(self, shard: Shard) -> None:
         try:
+            # by its size: copies of the data on other machines have other times
+            if Path(shard.uri).stat().st_size != shard.bytes:
+                raise replaced(shard.uri)
             self.parquet = pq.ParquetFile(shard.uri)
         except FileNotFoundError as error:
             raise gone(shard.uri) from error

@@ -55,15 +55,22 @@ class AdoptedRows:
     status_N: np.ndarray
 
 
-def adopted_digest(vectors: str, *, memo: Path | None = None) -> str:
+def adopted_digest(vectors: str, *, expected: str = "", memo: Path | None = None) -> str:
     """Identity of the vectors and keys that ``vectors`` names: sha256 over the contents of their files, by name.
 
     memo: the database that remembers digests of files that have not changed since; the user's own by default.
+    Raises ConfigError when the identity is not the expected one, if one is; else as ``find_vector_files``.
     """
     with DigestMemo(memo or default_memo()) as digests:
-        return fingerprint(
+        digest = fingerprint(
             [[_sha256(path, digests), _sha256(keys_path(path), digests)] for path in matching_vector_files(vectors)]
         )
+    if expected and digest != expected:
+        raise ConfigError(
+            f"the vectors of {vectors} have the digest {digest}, expected embed.weights_sha256={expected}: they "
+            "changed, or embed.vectors names others; give the right ones, or clear embed.weights_sha256 to take these"
+        )
+    return digest
 
 
 def check_adopted(vectors: str, *, key_column: str = "key", keys: Sequence[str] = ()) -> AdoptedSource:
@@ -91,12 +98,7 @@ def open_adopted(spec: EmbedSpec, vectors: str) -> "AdoptedVectors":
 
     Raises ConfigError when they are not those of ``spec.weights_sha256``, DataError when one key has two vectors.
     """
-    digest = adopted_digest(vectors)
-    if spec.weights_sha256 and spec.weights_sha256 != digest:
-        raise ConfigError(
-            f"embed.weights_sha256 is {spec.weights_sha256}, but the vectors of {vectors} have {digest}: they changed, "
-            "or embed.vectors names others; run again with the right ones"
-        )
+    adopted_digest(vectors, expected=spec.weights_sha256)
     files = find_vector_files(vectors, key_column=spec.key_column)
     index = build_key_index(all_keys(files), num_keys=sum(file.rows for file in files))
     stored = StoredVectors(files)

@@ -90,20 +90,22 @@ def find_weights(spec: EmbedSpec, pretrained: str) -> bytes:
     return _checked(download_weights(spec.architecture, tag=pretrained), spec, pretrained)
 
 
-def embedding_dim(spec: EmbedSpec, pretrained: str) -> int:
-    """D, from the codebook's header, open_clip's model file, or the tower built without its weights.
+def embedding_dim(spec: EmbedSpec, source: str) -> int:
+    """D, from the codebook's header, open_clip's model file, the adopted vectors, or the tower without its weights.
 
-    Only a tower loads torch. Raises ConfigError for an architecture that does not exist, and for adopted vectors,
-    which know their own.
+    source: the weights as ``find_weights`` takes them, or the adopted vectors. Only a tower loads torch. Raises
+    ConfigError for an architecture that does not exist.
     """
     if spec.embedder == "tower":
         return _tower_embedder(spec, None, "cpu").dim
     if spec.embedder == "hog_words":
-        weights = find_weights(spec, pretrained)
+        weights = find_weights(spec, source)
         header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
         return int(header["whitening_KD"]["shape"][1])
     if spec.embedder == "adopted":
-        raise _has_no_weights()
+        from mlcd_core.images.adopted import check_adopted
+
+        return check_adopted(source, key_column=spec.key_column).dim
     return open_clip_dim(spec.architecture)
 
 

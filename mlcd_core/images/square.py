@@ -21,11 +21,11 @@ REDUCING_GAP = 3.0
 
 def exact_square(image: Image.Image, size: int) -> Image.Image:
     """The centre ``size`` x ``size`` square of an opened image, RGB."""
-    rgb = _rgb(image)
+    rgb = to_rgb(image)
     if _is_wide(rgb):
         return _square_of_wide(rgb, size)
     if min(rgb.size) != size:
-        rgb = rgb.resize(_resized(rgb.size, size), Image.Resampling.BICUBIC)
+        rgb = rgb.resize(resized_sides(rgb.size, size), Image.Resampling.BICUBIC)
     return _centre(rgb, size)
 
 
@@ -33,15 +33,16 @@ def fast_square(image: Image.Image, size: int) -> Image.Image:
     """The same square with a small error where the image is a JPEG of more than about four times its size."""
     if not isinstance(image, JpegImageFile) or _is_wide(image):
         return exact_square(image, size)
-    resized = _resized(image.size, size)
+    resized = resized_sides(image.size, size)
     drafted = image.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
     # the box in the smaller image that is the whole picture: its sides are rounded up
     box = drafted[1] if drafted else (0, 0, *image.size)
-    rgb = _rgb(image).resize(resized, Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP)
+    rgb = to_rgb(image).resize(resized, Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP)
     return _centre(rgb, size)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The opened image, decoded, in RGB; alpha is dropped. Raises whatever the decoder does."""
     image.load()
     if image.mode == "RGB":
         return image  # convert would copy: four bytes a pixel
@@ -51,15 +52,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def resized_sides(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height in pixels of an image of these sides once its short side has ``size``."""
+    width, height = sides
+    long_after = int(size * max(sides) / min(sides))  # torchvision's rounding
+    return (size, long_after) if width <= height else (long_after, size)
+
+
 def _is_wide(image: Image.Image) -> bool:
     short, long = sorted(image.size)
     return long > WIDEST_ASPECT * short
-
-
-def _resized(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    width, height = shape
-    long_after = int(size * max(shape) / min(shape))  # torchvision's rounding
-    return (size, long_after) if width <= height else (long_after, size)
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

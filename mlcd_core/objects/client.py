@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
 
+from mlcd_core.errors import StoreError
 from mlcd_core.objects.address import object_address, split_address
 from mlcd_core.objects.answers import Absent, BeyondEnd, Taken, Unclear, no_bucket
 from mlcd_core.objects.connection import Connection, Limits, cannot
@@ -82,11 +83,21 @@ class Objects:
 
     def delete(self, uri: str) -> None:
         """Remove the object; absent is fine."""
-        with suppress(Absent):
-            self._tried("delete_object", uri, lambda: self._connection.ask("delete_object", uri))
+        self._tried("delete_object", uri, lambda: self._delete(uri))
 
     def _tried(self, operation: str, uri: str, attempt: Callable[[], Answer]) -> Answer:
-        return self._retries.persist(attempt, cannot(operation, uri))
+        what = cannot(operation, uri)
+        try:
+            return self._retries.persist(attempt, what)
+        except (Absent, Taken, BeyondEnd) as answer:
+            raise StoreError(
+                f"{what}: the store answered {answer}, which is no answer to that; check the address and "
+                "AWS_ENDPOINT_URL"
+            ) from answer
+
+    def _delete(self, uri: str) -> None:
+        with suppress(Absent):
+            self._connection.ask("delete_object", uri)
 
     def _get(self, uri: str, start: int = 0, end: int | None = None, etag: str = "") -> bytes | None:
         whole = start == 0 and end is None

@@ -1,7 +1,7 @@
 """Shrinks images that are larger than wanted to JPEG; all others keep their bytes.
 
-RGB first, then bicubic, as the exact decoding does. An image that cannot be decoded stays as it is: embedding gives it
-its status, which packing would only hide.
+RGB first, then bicubic, as the exact decoding does. An image that cannot be decoded, or whose file would take too much
+memory or time, stays as it is: embedding gives it its status, which packing would only hide.
 """
 
 import io
@@ -9,10 +9,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 from mlcd_core.images.decode import FORMATS
+from mlcd_core.images.decode_cost import is_too_costly
+from mlcd_core.images.square import resized_sides, to_rgb
 
 # as embed.max_pixels: an image with more is given a status there
 MOST_PIXELS = 64_000_000
@@ -36,25 +37,12 @@ def resized(data: bytes, *, short_side: int, quality: int) -> Resized:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if min(image.size) <= short_side:
                 return Resized(data, "as_it_is")
-            size = _shrunk_size(image.size, short_side)
-            if image.width * image.height > MOST_PIXELS or max(size) > MOST_JPEG_SIDE:
+            size = resized_sides(image.size, short_side)
+            if is_too_costly(image, data, max_pixels=MOST_PIXELS) or max(size) > MOST_JPEG_SIDE:
                 return Resized(data, "not_resized")
-            small = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
+            small = to_rgb(image).resize(size, Image.Resampling.BICUBIC)
     except Exception:  # decoders raise almost anything
         return Resized(data, "not_resized")
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=quality)
     return Resized(sink.getvalue(), "resized")
-
-
-def _shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    width, height = size
-    if width <= height:
-        return short_side, int(short_side * height / width)  # torchvision's rounding
-    return int(short_side * width / height), short_side
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL clips 16-bit gray at 255; its high byte is what decoding sees
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

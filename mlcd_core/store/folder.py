@@ -14,7 +14,7 @@ way to that of a later attempt.
 
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,12 +50,16 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one input of a stage needs: the committed manifest, or the units done and pending."""
+    """What one input of a stage needs: the committed manifest, or the units done and pending.
+
+    previous: where there is no committed manifest, the one that stands until the next is sealed.
+    """
 
     manifest: Manifest | None
     done: frozenset[str]
     pending: tuple[UnitTask, ...]
     attempt: int
+    previous: Manifest | None = None
 
     @property
     def state(self) -> str:
@@ -95,19 +99,18 @@ class StageFolder:
         inputs: role -> digest of what the stage reads. units: identities of its units, in order; ``()`` for a chain,
         whose links are found by ``Chain``. A part that is missing or has another size makes its unit pending.
         redo: units that are pending whatever is there, as the attempt after their current one; what is sealed stands
-        until the next manifest.
+        until the next manifest. A manifest over a failed unit that was done since is no hit: it is sealed anew.
         """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         input_digest = fingerprint(dict(inputs))
         # a manifest of 40,000 parts takes a second to read: those of other inputs only when they are needed
         own = [m for m in self._manifests(sizes, short(input_digest)) if m.input == input_digest]
         attempt = max((m.attempt for m in own), default=0) + 1
-        whole = [m for m in own if are_whole(m.parts, sizes)]
-        if whole and not redo:
-            newest = max(whole, key=lambda m: m.attempt)
+        newest = max((m for m in own if are_whole(m.parts, sizes)), key=lambda m: m.attempt, default=None)
+        if newest is not None and not redo and not self._was_mended(newest, sizes):
             return StagePlan(newest, frozenset(), (), newest.attempt)
         done, pending = self._split(units, sizes, frozenset(redo))
-        return StagePlan(None, done, pending, attempt)
+        return StagePlan(None, done, pending, attempt, newest)
 
     def receipts(self, units: Sequence[str], pending: Sequence[UnitTask] = ()) -> list[Receipt]:
         """The receipts of all units, in order; raises StageFailedError when one is not done.
@@ -116,14 +119,9 @@ class StageFolder:
         """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         sealed = _sealed_units(self._manifests(sizes))
-        first = {task.unit: task.attempt for task in pending}
-        different = dict.fromkeys(units)
-        with ThreadPoolExecutor(READERS) as readers:
-            standing = readers.map(
-                lambda unit: self.standing(unit, first.get(unit, _attempt(sealed, unit)), sizes)[0], different
-            )
-            newest = dict(zip(different, standing, strict=True))
-        found = [receipt for unit in units if (receipt := newest[unit]) is not None]
+        first = {unit: _attempt(sealed, unit) for unit in units} | {task.unit: task.attempt for task in pending}
+        standing = self._standing(first, sizes)
+        found = [receipt for unit in units if (receipt := standing[unit][0]) is not None]
         if len(found) < len(units):
             raise StageFailedError(
                 f"{self.prefix}: {len(units) - len(found)} of {len(units)} units have no receipt after the work ended; "
@@ -135,12 +133,10 @@ class StageFolder:
         """The units whose current receipt says that they could not be done."""
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         sealed = _sealed_units(self._manifests(sizes))
+        asked = {unit: _attempt(sealed, unit) for unit in units if not self._is_settled(unit, sealed, sizes)}
+        standing = self._standing(asked, sizes)
         return frozenset(
-            unit
-            for unit in units
-            if not self._is_settled(unit, sealed, sizes)
-            and (receipt := self.standing(unit, _attempt(sealed, unit), sizes)[0]) is not None
-            and is_failed(receipt.parts)
+            unit for unit, (receipt, _) in standing.items() if receipt is not None and is_failed(receipt.parts)
         )
 
     def put(
@@ -258,26 +254,39 @@ class StageFolder:
             attempt += 1
         return failed or (None, attempt)
 
-    def _manifests(self, sizes: Mapping[str, int], input12: str = "") -> list[Manifest]:
-        found = []
+    def _standing(self, first: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, tuple[Receipt | None, int]]:
+        """``standing`` of many units, from the attempt of each on; read several at a time."""
+        with ThreadPoolExecutor(READERS) as readers:
+            found = readers.map(lambda unit: self.standing(unit, first[unit], sizes), first)
+            return dict(zip(first, found, strict=True))
+
+    def _was_mended(self, manifest: Manifest, sizes: Mapping[str, int]) -> bool:
+        """Whether a unit that failed in this manifest has been done since."""
+        failed = {unit: attempt for unit, (attempt, parts) in _sealed_units([manifest]).items() if is_failed(parts)}
+        standing = self._standing(failed, sizes)
+        return any(receipt is not None and not is_failed(receipt.parts) for receipt, _ in standing.values())
+
+    def _manifests(self, sizes: Mapping[str, int], input12: str = "") -> Iterator[Manifest]:
+        """One after the other, for each may hold 40,000 parts."""
         for path in sizes:
             if path.startswith(f"{self.prefix}/manifests/{input12}"):
                 data = self.files.read(path)
                 assert data is not None, f"{path} vanished while it was read"
-                found.append(decode_manifest(data, self.files.uri(path)))
-        return found
+                yield decode_manifest(data, self.files.uri(path))
 
     def _split(
         self, units: Sequence[str], sizes: Mapping[str, int], redo: frozenset[str]
     ) -> tuple[frozenset[str], tuple[UnitTask, ...]]:
         sealed = _sealed_units(self._manifests(sizes))
+        open_units = [unit for unit in units if unit in redo or not self._is_settled(unit, sealed, sizes)]
+        standing = self._standing({unit: _attempt(sealed, unit) for unit in open_units}, sizes)
         done: set[str] = set()
         pending: list[UnitTask] = []
         for index, unit in enumerate(units):
-            if unit not in redo and self._is_settled(unit, sealed, sizes):
+            if unit not in standing:
                 done.add(unit)
                 continue
-            receipt, attempt = self.standing(unit, _attempt(sealed, unit), sizes)
+            receipt, attempt = standing[unit]
             if unit in redo:
                 pending.append(UnitTask(index, unit, self._free_attempt(unit, attempt, sizes)))
             elif receipt is not None:
@@ -304,7 +313,7 @@ class StageFolder:
         return attempt
 
 
-def _sealed_units(manifests: Sequence[Manifest]) -> dict[str, tuple[int, tuple[Part, ...]]]:
+def _sealed_units(manifests: Iterable[Manifest]) -> dict[str, tuple[int, tuple[Part, ...]]]:
     """unit -> the highest attempt that a sealed manifest names, and that attempt's parts."""
     sealed: dict[str, tuple[int, tuple[Part, ...]]] = {}
     for manifest in manifests:

@@ -2,7 +2,8 @@
 
 ``mlcd demo --root s3://...`` composes the scenes into the bucket and runs all stages; it must end well through a store
 that answers, and through one that is busy, loses replies, cuts bodies, resets connections and is silent for 20 seconds.
-Both must come to the same digests. Prints one JSON object; exit code 1 on any failure. Takes some minutes.
+Both must come to the same digests, and faults must have fallen: requests that were refused, and some that got no
+answer. Prints one JSON object; exit code 1 on any failure. Takes some minutes.
 """
 
 import argparse
@@ -12,13 +13,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.s3_world import World, address, world
 from tests.integration.s3_store import RequestLog, proxy
+from tests.s3.proxy import NO_ANSWER
 
+BUSY = 503
 FAULTS = [
     {"kind": "silence", "method": "PUT", "nth": [7], "seconds": 20},
     {"kind": "silence", "method": "GET", "nth": [60], "seconds": 20},
@@ -45,6 +48,11 @@ def demo(here: World, root: str) -> dict[str, Any]:
     return ended
 
 
+def faults_fell(statuses: Mapping[int, int]) -> bool:
+    """Whether the faulty run was one, by its requests per status: an experiment without faults shows nothing."""
+    return statuses.get(BUSY, 0) > 0 and statuses.get(NO_ANSWER, 0) > 0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demo twice and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.demo_s3", description="the demo on S3, with faults")
@@ -59,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             here.environment["AWS_ENDPOINT_URL"] = endpoint
             faulty = demo(here, "faulty")
         statuses = Counter(request.status for request in RequestLog(log).read())
-    passed = plain["code"] == faulty["code"] == 0 and plain["digests"] == faulty["digests"]
+    ended_well = plain["code"] == faulty["code"] == 0 and plain["digests"] == faulty["digests"]
+    passed = ended_well and faults_fell(statuses)
     report = {"passed": passed, "plain": plain, "faulty": faulty}
     print(json.dumps({**report, "statuses_with_faults": dict(sorted(statuses.items()))}))
     if not options.folder:

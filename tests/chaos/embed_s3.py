@@ -9,9 +9,10 @@ store stopped for seconds. A run that was ended is started again, until it ends 
 ``--kills`` disturbances fell between a first receipt and its manifest.
 
 Each root must hold every row once, in order, and the very files of the reference; receipts that were seen at a
-disturbance must stay; and shards with a receipt must not be read again. Not counted as that is the one request by which
-every start checks the columns of the first shard; it is given beside. At the end no process of any run may be left
-after three minutes. Prints a table on stderr and one JSON object on stdout; exit code 1 on any failure.
+disturbance must stay; and shards with a receipt must not be read again. Not counted as that, and given beside, are the
+requests by which every start checks the columns of the first shard before it runs anything. At the end no process of
+any run may be left after three minutes. Prints a table on stderr and one JSON object on stdout; exit code 1 on any
+failure.
 """
 
 import argparse

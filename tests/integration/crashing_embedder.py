@@ -1,8 +1,7 @@
 """A worker of the embed stage with a decoder that kills its process, as a broken image library would."""
 
+import ctypes
 import io
-import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class CrashingEmbedder(UnitEmbedder):
 
         def open_or_die(data: io.BytesIO, **options: Any) -> Image.Image:
             if DEADLY in data.getvalue() and broken_decoder_of(root).exists():
-                os.kill(os.getpid(), signal.SIGSEGV)
+                ctypes.string_at(0)  # a signal from outside would let this thread go on until it is delivered
             return open_image(data, **options)
 
         Image.open = open_or_die

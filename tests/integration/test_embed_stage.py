@@ -4,7 +4,7 @@ One Ray session serves the module; each test has a root of its own.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlcd_core.errors import StageFailedError
 from mlcd_core.events import silent
 from mlcd_core.images.embed_shard import read_ipc
 from mlcd_core.images.embedder import build_embedder, find_weights
-from mlcd_core.store import Manifest, StageFolder, read_part
+from mlcd_core.store import Manifest, StageFolder, UnitTask, read_part
 from mlcd_core.tables import RowStatus
 from tasks import embed
 from tasks.ray_session import RaySession
@@ -117,25 +117,43 @@ def by_one_process(run: Run) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def test_units_are_spans_and_one_and_two_workers_make_the_same_bytes(world: World, tmp_path: Path) -> None:
+def in_this_process(
+    worker: type,
+    arguments: Mapping[str, Any],
+    pending: Sequence[UnitTask],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    on_unit: Callable[[UnitTask, Mapping[str, Any]], None],
+    **_: Any,
+) -> None:
+    """``run_units`` for one worker that is this process, the last unit first."""
+    embedder = worker(**arguments)
+    for task, reads in reversed(list(zip(pending, rows, strict=True))):
+        on_unit(task, embedder(task, reads))
+
+
+def test_two_workers_make_the_bytes_of_one_process_and_nothing_is_lost_or_moved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shard(world.data / "a.parquet", pictures(50))
     write_shard(world.data / "b.parquet", [*pictures(34, 50), None])
-    one = world.embed()
+    two = world.embed(embed__workers=2, embed__threads=2)
     a, b = str(world.data / "a.parquet"), str(world.data / "b.parquet")
-    assert one.provenance["sources"] == [[a, 0, 20], [a, 20, 20], [a, 40, 10], [b, 0, 20], [b, 20, 15]]
-    assert one.metrics == {"status": {"ok": 84, "null_bytes": 1}, "failed_units": []}
+    assert two.provenance["sources"] == [[a, 0, 20], [a, 20, 20], [a, 40, 10], [b, 0, 20], [b, 20, 15]]
+    assert two.metrics == {"status": {"ok": 84, "null_bytes": 1}, "failed_units": []}
 
     last = world.events[-1]
     assert (last["done"], last["total"], last["rows"], last["device"], last["eta_s"]) == (5, 5, 85, "cpu", 0)
     assert last["storage_share"] + last["decode_share"] + last["model_share"] == pytest.approx(1)
 
-    table, expected = world.table(one), by_one_process(world.run())
+    table, expected = world.table(two), by_one_process(world.run())
     for column in ("row", "key", "status"):
         assert table[column].to_pylist() == expected[column].to_pylist()
     np.testing.assert_allclose(matrix(table), matrix(expected), atol=2e-3)
 
     world.root = tmp_path / "other"
-    assert world.embed(embed__workers=2, embed__threads=2).digest == one.digest
+    monkeypatch.setattr(embed, "run_units", in_this_process)
+    assert world.embed().digest == two.digest
 
 
 def test_what_cannot_be_done_costs_its_unit_and_no_other_and_can_be_done_again(
@@ -181,6 +199,6 @@ def test_it_stops_as_soon_as_the_budget_is_certainly_spent(world: World) -> None
     for shard in range(20):
         write_shard(world.data / f"{shard:02d}.parquet", [b"<html>"] * 10 if shard < 4 else pictures(10, 10 * shard))
     with pytest.raises(StageFailedError, match=r"accepted are 5\.0%.*00\.parquet \(10 not_an_image of 10\)"):
-        world.embed()
+        world.embed(embed__max_bad_share_shard=1)
     assert len(list(world.root.rglob("units/*.json"))) < 20
     assert not list(world.root.rglob("manifests/*.json"))

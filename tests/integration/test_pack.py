@@ -148,6 +148,7 @@ def test_a_worker_that_dies_is_an_error_that_names_its_shard(photos: Path, tmp_p
     assert child.returncode == 1
     assert "WorkerLostError: the worker that packed images-000" in said
     assert "died (signal 9); run again, finished shards are kept" in said
+    assert "a shard that dies again can be packed without --resize" in said
 
 
 def test_a_tar_that_was_cut_is_packed_as_far_as_it_goes_and_named(tmp_path: Path) -> None:

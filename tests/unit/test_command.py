@@ -1,6 +1,8 @@
 """The command line: bad use is one clear line, an exit code and nothing written; never a traceback."""
 
+import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,7 +51,6 @@ def shard(path: Path, **columns: list[object]) -> Path:
         (["--data", "good.parquet", "--label-column", "lable"], 1, "no label column 'lable'"),
         (["--data", "good.parquet", "--label-column", "label", "--eval-data", "gone.parquet"], 1, "no shards found"),
         (["--data", "good.parquet", "--eval-data", "good.parquet"], 2, "add --label-column"),
-        (["--data", "."], 1, "not a whole Parquet file"),
     ],
 )
 def test_bad_use_is_one_line_with_the_fix_and_writes_nothing(
@@ -80,10 +81,31 @@ def test_missing_argument_and_unknown_command_are_usage_errors(capsys: pytest.Ca
     assert "usage: mlcd" in capsys.readouterr().err
 
 
+def parsers(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """The words of every command, and of every group of commands, with its parser."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, nested in action.choices.items():
+                yield from parsers(nested, *words, name)
+
+
 def test_help_of_every_command_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    found = dict(parsers(command.command_parser()))
+    assert {(), ("demo",), ("run",), ("plan",), ("inspect", "shard"), ("doctor",)} <= set(found)
+    for words, parser in found.items():
+        assert run(*words, "--help") == 0
+        text = capsys.readouterr().out
+        assert text.startswith(" ".join(["usage: mlcd", *words]))
+        assert [option for option in parser._option_string_actions if option not in text] == []
     for name, option in (("demo", "--set"), ("run", "--eval-data"), ("plan", "--label-column"), ("status", "--name")):
-        assert run(name, "--help") == 0
-        assert option in capsys.readouterr().out
+        assert option in found[name,]._option_string_actions
+
+
+def test_help_says_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    said = "exit codes: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

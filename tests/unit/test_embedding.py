@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from mlcd_core.dataset import ImageRows, Shard, ShardReader, Span, find_shards
-from mlcd_core.embedding import embed_groups, embed_shard, failed_table, joined_embeddings, status_counts
+from mlcd_core.embedding import adopt_groups, embed_groups, embed_shard, failed_table, joined_embeddings, status_counts
+from mlcd_core.images.adopted import AdoptedRows
 from mlcd_core.images.embed_shard import ipc_bytes
 from mlcd_core.images.embedder import build_embedder, find_weights
 from mlcd_core.specs import EmbedSpec
@@ -107,3 +108,26 @@ def test_rows_without_row_groups_are_an_empty_table() -> None:
 def test_parts_are_joined_in_order(table: pa.Table) -> None:
     halves = [ipc_bytes(table.slice(0, 4)), ipc_bytes(table.slice(4))]
     np.testing.assert_array_equal(joined_embeddings(halves), joined_embeddings([ipc_bytes(table)]))
+
+
+class OneVectorForAll:
+    """Adopted vectors that know every key but "unknown"."""
+
+    dim = 2
+
+    def lookup(self, keys: Sequence[str]) -> AdoptedRows:
+        known_N = np.array([key != "unknown" for key in keys])
+        status_N = np.where(known_N, RowStatus.OK, RowStatus.NO_VECTOR).astype(np.int8)
+        return AdoptedRows(np.where(known_N[:, None], np.float16([0.6, 0.8]), np.float16(0)), status_N)
+
+
+def test_an_adopted_row_without_an_image_is_not_usable_for_there_is_nothing_to_train_on() -> None:
+    groups = [
+        ImageRows(10, ["a", "b"], [b"jpeg", None], [False, False], None),
+        ImageRows(12, ["c", "unknown"], [b"jpeg", b"jpeg"], [True, False], None),
+    ]
+    table = adopt_groups(groups, OneVectorForAll())  # type: ignore[arg-type]
+    assert table["row"].to_pylist() == [10, 11, 12, 13]
+    expected = [RowStatus.OK, RowStatus.NULL_BYTES, RowStatus.UPSTREAM_FAILED, RowStatus.NO_VECTOR]
+    assert table["status"].to_pylist() == expected
+    assert [any(vector) for vector in table["embedding"].to_pylist()] == [True, False, False, False]

@@ -204,7 +204,6 @@ def test_adopted_vectors_embed_nothing():
     spec = EmbedSpec(embedder="adopted")
     for asked in (
         lambda: find_weights(spec, ""),
-        lambda: embedding_dim(spec, ""),
         lambda: build_embedder(spec, weights=b"", device="cpu"),
     ):
         with pytest.raises(ConfigError, match="adopted has vectors and no weights"):

@@ -159,6 +159,17 @@ def test_resize_shrinks_what_is_larger_and_keeps_the_bytes_of_the_rest(tmp_path:
     assert receipt.parts[0].counts == {"resized": 3, "as_it_is": 1, "not_resized": 2}
 
 
+def test_an_image_that_costs_too_much_to_decode_is_not_shrunk(tmp_path: Path) -> None:
+    """26 million pixels are fewer than a JPEG may have, and more than a PNG may: it takes more memory per pixel."""
+    sink = io.BytesIO()
+    Image.new("1", (6_500, 4_000)).save(sink, "PNG")
+    source = write(tmp_path / "in", {"a.png": sink.getvalue(), "b.jpg": picture(0, width=64, height=64)})
+    plan = plan_here([source], tmp_path / "out", resize=32)
+    receipt = pack_unit(plan.units[0], (), plan.options, LocalFiles(tmp_path / "out"), on_rows=lambda rows: None)
+    assert receipt.parts[0].counts == {"not_resized": 1, "resized": 1}
+    assert rows_of(tmp_path / "out")[0]["image"] == sink.getvalue()
+
+
 def test_row_groups_are_small_and_images_are_not_compressed_again(tmp_path: Path) -> None:
     rows = [Row(str(i), bytes(20_000), "success", caption="x" * 1000) for i in range(ROW_GROUP_ROWS + 10)]
     path = tmp_path / "x.parquet"

@@ -76,7 +76,8 @@ def main() -> None:
     racer = Racer(root, Path(witness), Pace(beat_s=float(beat_s), stale_s=float(stale_s), look_s=0.01))
     for line in sys.stdin:
         word, _, number = line.strip().partition(" ")
-        print(racer.answer(word, int(number or 0)), flush=True)
+        sys.stdout.write(f"{racer.answer(word, int(number or 0))}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -92,15 +92,36 @@ def test_good_units_can_be_redone_too(stage: StageFolder) -> None:
 
 
 def test_a_redo_that_was_killed_before_it_sealed_loses_nothing(stage: StageFolder) -> None:
-    """The old manifest stays valid, and the next redo finds the unit mended."""
+    """The old manifest stands until the next one, and the next redo finds the unit mended."""
     old = run(stage, GOOD, DIED, DIED)
     [first, _] = stage.plan(INPUTS, UNITS, stage.failed_units(UNITS)).pending
     do(stage, first)
-    assert stage.plan(INPUTS, UNITS).manifest == old
+    assert stage.plan(INPUTS, UNITS).previous == old
     assert stage.failed_units(UNITS) == {UNITS[2]}
     new = run(stage, GOOD, redo=stage.failed_units(UNITS))
     assert attempts(new) == [1, 2, 2]
     assert new.usable == 27
+
+
+def test_a_redo_killed_after_its_last_unit_is_sealed_by_any_later_run(stage: StageFolder) -> None:
+    old = run(stage, GOOD, DIED, GOOD)
+    [task] = stage.plan(INPUTS, UNITS, stage.failed_units(UNITS)).pending
+    do(stage, task)
+    assert stage.failed_units(UNITS) == frozenset()
+    plan = stage.plan(INPUTS, UNITS)
+    assert (plan.manifest, plan.previous, plan.pending, plan.attempt) == (None, old, (), 2)
+    new = run(stage)
+    assert (attempts(new), new.usable) == ([1, 2, 1], 27)
+    assert stage.plan(INPUTS, UNITS).manifest == new
+
+
+def test_a_unit_mended_for_other_data_is_taken_over(stage: StageFolder) -> None:
+    run(stage, GOOD, DIED, GOOD)
+    others = {"data": fingerprint("grown data")}
+    plan = stage.plan(others, UNITS, stage.failed_units(UNITS))
+    do(stage, plan.pending[0])
+    stage.seal(others, stage.receipts(UNITS, plan.pending), attempt=plan.attempt)
+    assert run(stage).usable == 27
 
 
 def test_a_mended_unit_counts_before_anything_was_sealed(stage: StageFolder) -> None:

@@ -13,6 +13,7 @@ from mlcd_core.errors import ConfigError, DataError
 from mlcd_core.store import StageFolder
 from mlcd_core.tables import RowStatus
 from tasks.adopted import check_adopted_run
+from tasks.embed import resolved_embed_spec
 from tasks.embed_worker import UnitEmbedder, reads_of
 from tasks.run import Request, Run, open_run
 from tasks.run_record import RunRecord
@@ -81,6 +82,15 @@ def test_other_vectors_are_another_stage(folder: Path) -> None:
     path = folder / "vectors" / "0.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     assert stage_work("embed", run_of(folder), {}).spec.weights_sha256 != before.weights_sha256
+
+
+def test_vectors_are_those_of_the_digest_that_is_given_or_refused(folder: Path) -> None:
+    digest = resolved_embed_spec(run_of(folder)).weights_sha256
+    assert resolved_embed_spec(run_of(folder, weights_sha256=digest)).weights_sha256 == digest
+    other = "ab" * 32
+    said = f"have the digest {digest}, expected embed.weights_sha256={other}: .* clear embed.weights_sha256"
+    with pytest.raises(ConfigError, match=said):
+        resolved_embed_spec(run_of(folder, weights_sha256=other))
 
 
 @pytest.mark.parametrize(

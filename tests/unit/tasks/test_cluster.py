@@ -2,9 +2,8 @@
 
 import pytest
 
+from mlcd_core.config import ClusterSettings
 from mlcd_core.errors import ConfigError
-from mlcd_core.runtimes import ClusterRuntime
-from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Manifest
 from tasks.artifacts import stage_markdown
 from tasks.cluster import _check_memory, _measured, _seen_metrics
@@ -17,10 +16,12 @@ def seen(iteration: int, **values: float | None) -> dict[str, float | int | None
 
 def test_a_plan_that_does_not_fit_in_memory_is_refused_with_its_numbers() -> None:
     with pytest.raises(ConfigError, match=r"clustering needs [\d.]+ GB .*centroids [\d.]+ GB.*cluster.num_centroids"):
-        _check_memory(ClusterSpec(), ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
-    _check_memory(ClusterSpec(), ClusterRuntime(), usable=6000, num_centroids=200, dim=128)
+        _check_memory(ClusterSettings(), "/r", usable=10**6, num_centroids=10**9, dim=768)
+    _check_memory(ClusterSettings(), "/r", usable=6000, num_centroids=200, dim=128)
     with pytest.raises(ConfigError, match=r"grouped centroids [\d.]+ GB"):
-        _check_memory(ClusterSpec(recipe="fast"), ClusterRuntime(), usable=10**6, num_centroids=10**9, dim=768)
+        _check_memory(ClusterSettings(recipe="fast"), "/r", usable=10**6, num_centroids=10**9, dim=768)
+    with pytest.raises(ConfigError, match=r", rows 1536.00 GB"):
+        _check_memory(ClusterSettings(), "s3://b/r", usable=10**9, num_centroids=200, dim=768)
 
 
 def test_values_that_a_stop_made_unknown_are_none() -> None:

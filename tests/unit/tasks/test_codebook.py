@@ -1,8 +1,7 @@
 """A codebook fitted to shards: the same bytes twice, one that hog_words takes, and a draw that can be told why."""
 
-import argparse
 import json
-from dataclasses import replace
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.fit_codebook_command import add_parser
+from flows.command import command_parser, main
 from mlcd_core.errors import ConfigError, DataError, TooFewRowsError
 from mlcd_core.events import silent
 from mlcd_core.identity import sha256_hex
@@ -119,6 +118,8 @@ def test_images_come_from_all_row_groups_and_few_of_each(tmp_path: Path) -> None
         ({"num_words": 2_001}, TooFewRowsError, "2,001 words from 200 images.*at most 2,000 words"),
         ({"dim": 41}, ConfigError, "41 dims of 40 words"),
         ({"num_images": 0}, ConfigError, "expected 1 or more"),
+        ({"seed": -1}, ConfigError, "--seed -1; expected 0 to 9223372036854775807"),
+        ({"seed": 1 << 63}, ConfigError, "expected 0 to 9223372036854775807"),
     ],
 )
 def test_sizes_that_cannot_be_fitted_say_what_can(
@@ -140,16 +141,24 @@ def test_data_without_a_usable_image_or_without_shapes_are_refused(tmp_path: Pat
         fit_codebook(torch.full((20, 3, 32, 32), 9, dtype=torch.uint8), num_words=20, dim=4, seed=0)
 
 
-def test_a_folder_is_no_place_for_a_codebook(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder"):
-        fit_codebook_file(replace(request(shards, tmp_path), out=f"{tmp_path}/"), silent)
+@pytest.mark.parametrize("out", ["new/", "there", "there/", ".", "s3://bucket", "s3://bucket/", "s3://bucket/books/"])
+def test_a_folder_is_refused_before_any_image_is_read(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit-codebook", "--data", "nothing-here.parquet", "--out", out])
+    said = capsys.readouterr().err
+    assert (ended.value.code, list(tmp_path.iterdir())) == (2, [tmp_path / "there"])
+    assert "is a folder; expected the name of a file, such as" in said
+    assert f"{out.rstrip('/.')}/book.safetensors" in said
 
 
 def test_the_command_says_what_it_made_and_what_to_do_with_it(
     shards: Path, fitted: FittedCodebook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(required=True))
+    parser = command_parser()
     out = tmp_path / "my book.safetensors"
     given = [
         "fit-codebook",
@@ -167,10 +176,26 @@ def test_the_command_says_what_it_made_and_what_to_do_with_it(
     options = parser.parse_args([*given, "--json"])
     assert options.command(options) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed.pop("next").endswith(f"--set embed.image_size=32 --set embed.pretrained='{out}'")
+    told = printed.pop("next")
+    assert told.endswith(f"--set embed.image_size=32 --set embed.pretrained='{out}'")
+    assert "image_column" not in told
     assert printed == {**vars(fitted), "path": str(out)}
     options = parser.parse_args(given)
     assert options.command(options) == 0
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
     assert fitted.sha256 in text
     assert "fitted to 200 images\n" in text
+    assert progress == "fit-codebook: 200 images drawn; fitting\n"
+
+
+def test_the_next_command_reads_the_same_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [*scene_table("train", 0, 60, seed=0)["png"].to_pylist(), b"bad"]
+    pq.write_table(pa.table({"my $image": pa.array(images, pa.binary())}), tmp_path / "shard.parquet")
+    sizes = ["--images", "100", "--words", "40", "--dim", "16", "--image-column", "my $image"]
+    given = ["fit-codebook", "--data", str(tmp_path / "shard.parquet"), "--out", str(tmp_path / "book"), *sizes]
+    options = command_parser().parse_args(given)
+    assert options.command(options) == 0
+    text, progress = capsys.readouterr()
+    told = shlex.split(text.rpartition("next: ")[2])
+    assert told[told.index("embed.image_column=my $image") - 1] == "--set"
+    assert progress == "fit-codebook: 60 images drawn, 1 that cannot be decoded skipped; fitting\n"

@@ -1,17 +1,20 @@
 """``mlcd doctor``: what would fail is an error, what is odd a warning; nothing is left behind, no secret is shown."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from mlcd_core.errors import DataError
@@ -37,6 +40,26 @@ def shard(path: Path, **columns: list[object] | pa.Array) -> Path:
 
 def texts(findings: list[Finding], state: str) -> list[str]:
     return [f"{finding.subject}: {finding.text}" for finding in findings if finding.state == state]
+
+
+@contextmanager
+def server_of_no_http() -> Iterator[int]:
+    """A port that answers everything with a line of another protocol, as an SSH server does."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"SSH-2.0-server\r\n")
+            while self.rfile.readline().strip():
+                pass
+
+    with TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -137,10 +160,40 @@ def test_a_prefect_server_that_is_away_is_an_error() -> None:
     assert "unset PREFECT_API_URL" in finding.text
 
 
+@pytest.mark.parametrize("port", ["port", "99999", "-1"])
+def test_an_address_that_is_none_is_an_error_and_not_shown(port: str) -> None:
+    [finding] = doctor_prefect.check_prefect({"PREFECT_API_URL": f"http://me:{CANARY}@127.0.0.1:{port}/api"})
+    assert finding.state == "error"
+    assert "http://HOST:PORT/api" in finding.text
+    assert CANARY not in finding.text
+
+
+def test_a_port_that_speaks_no_http_is_an_error() -> None:
+    with server_of_no_http() as port:
+        [finding] = doctor_prefect.check_prefect({"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+    assert finding.state == "error"
+    assert "does not answer (SSH-2.0-server" in finding.text
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_torch_that_cannot_be_imported_is_an_error(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(f"raise {error}('libcudart.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    [finding] = doctor_machine.check_gpus()
+    assert finding.state == "error"
+    assert "torch cannot be imported: libcudart.so" in finding.text
+
+
 def test_packages_that_are_missing_or_not_the_tested_ones_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    required = ("nowhere-to-be-found>=2", "numpy==0.1", "ray[data]>=1", "pytest>=1; extra == 'dev'")
+    required = (
+        *("nowhere-to-be-found>=2", "numpy==0.1", "pyarrow<1", f"pillow=={metadata.version('pillow')}", "ray[data]>=1"),
+        *("pytest>=1; extra == 'dev'", "pydantic>=99; python_version < '3'"),
+    )
     installed = tmp_path / "mlcd-9.dist-info" / "METADATA"
     installed.parent.mkdir()
     lines = ["Metadata-Version: 2.1", "Name: mlcd", "Version: 9", *(f"Requires-Dist: {line}" for line in required)]
@@ -149,8 +202,27 @@ def test_packages_that_are_missing_or_not_the_tested_ones_are_said(
     findings = list(doctor_machine.check_packages())
     assert texts(findings, "error") == ["packages: missing: nowhere-to-be-found>=2; install mlcd again"]
     [warning] = texts(findings, "warning")
-    assert f"numpy {metadata.version('numpy')}, but numpy==0.1 was tested" in warning
+    wrong = f"numpy {metadata.version('numpy')} (expected numpy==0.1), pyarrow {metadata.version('pyarrow')} (expected"
+    assert wrong in warning
+    assert "pillow" not in warning
+    fitting = f"packages: pillow {metadata.version('pillow')}, ray {metadata.version('ray')}"
+    assert fitting in texts(findings, "ok")
     assert "pytest" not in str(findings)
+    assert "pydantic" not in str(findings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "fits"),
+    [
+        ("torch==2.15.0", "2.15.0+cu128", True),
+        ("torch==2.15.0", "2.15.1", False),
+        ("fastapi<0.146", "0.146", False),
+        ("faiss<2,>=1.15", "1.16rc1", True),
+        ("numpy", "0.1", True),
+    ],
+)
+def test_a_version_fits_by_the_whole_requirement(asked: str, version: str, fits: bool) -> None:
+    assert doctor_machine._fits(Requirement(asked), version) is fits
 
 
 def test_a_driver_without_a_device_is_a_warning(tmp_path: Path) -> None:
@@ -187,6 +259,27 @@ def test_only_the_first_shard_is_read(tmp_path: Path) -> None:
     shard(tmp_path / "a.parquet", jpg=[image()])
     (tmp_path / "b.parquet").write_text("no Parquet: whoever reads it fails")
     assert {finding.state for finding in doctor_data.check_data(str(tmp_path))} == {"ok"}
+
+
+def test_shards_that_are_broken_are_a_warning_and_the_next_one_is_looked_at(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").write_text("no Parquet")
+    good = shard(tmp_path / "c.parquet", jpg=[image()])
+    findings = list(doctor_data.check_data(str(tmp_path)))
+    [warning] = texts(findings, "warning")
+    assert warning.startswith(f"data: {tmp_path.resolve()}/a.parquet and 1 more: not a whole Parquet file")
+    assert texts(findings, "error") == []
+    assert texts(findings, "ok")[0].startswith(f"data: {good.resolve()}: 1 rows")
+
+
+def test_images_are_read_from_the_column_that_is_named(tmp_path: Path) -> None:
+    data = str(shard(tmp_path / "a.parquet", jpg=[b"no image"], photo=[image()]))
+    assert "1 not_an_image" in texts(list(doctor_data.check_data(data)), "error")[0]
+    findings = list(doctor_data.check_data(data, image_column="photo"))
+    assert "images in the column photo" in findings[1].text
+    assert "1 decoded: 1 ok" in findings[2].text
+    [error] = texts(list(doctor._storage_and_data(str(tmp_path / "root"), data, "foto")), "error")
+    assert "foto" in error
 
 
 def test_data_that_cannot_be_read_is_an_error_beside_the_other_findings(tmp_path: Path) -> None:

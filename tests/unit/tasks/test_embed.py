@@ -155,6 +155,19 @@ def test_receipts_say_what_they_are_of_and_where_the_time_went(world: World) -> 
     assert first["device"] == "cpu"
 
 
+def test_fast_decoding_says_how_far_it_is_from_exact_on_some_images_of_each_unit(world: World) -> None:
+    world.write("a", [picture(seed, side=200) for seed in range(12)])
+    psnr = world.embed(embed__decode="fast").metrics["fast_decode_psnr"]
+    assert psnr["images"] == 4 + 2
+    assert 10 < psnr["worst_db"] < psnr["mean_db"] < 100
+    assert "fast_decode_psnr" not in world.embed().metrics
+
+
+def test_fast_decoding_that_changed_nothing_has_no_figure(world: World) -> None:
+    world.write("a", PICTURES)
+    assert "fast_decode_psnr" not in world.embed(embed__decode="fast").metrics
+
+
 def test_a_shard_twice_is_one_unit_and_its_rows_count_twice(world: World) -> None:
     world.write("a", [*PICTURES[:9], BAD])
     (world.data / "b.parquet").write_bytes((world.data / "a.parquet").read_bytes())
@@ -226,7 +239,7 @@ def test_over_the_budget_nothing_seals_and_a_higher_one_seals_what_is_there_with
         world.embed()
     for text in ("3 of 40 rows (7.5%)", "accepted are 5.0%", f"{b} (1 null_bytes, 2 not_an_image of 20)"):
         assert text in str(raised.value)
-    with pytest.raises(StageFailedError, match="max_bad_share=0.08"):
+    with pytest.raises(StageFailedError, match=r"max_bad_share=0\.08"):
         world.embed(session=NoRay())
     manifest = world.embed(embed__max_bad_share=0.08, session=NoRay())
     assert (manifest.usable, manifest.rows) == (37, 40)

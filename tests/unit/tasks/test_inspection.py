@@ -1,5 +1,6 @@
 """``mlcd inspect``: what the records say of one shard or one image, sealed or not, on a disk and on S3."""
 
+import shlex
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -225,6 +226,28 @@ def test_an_image_is_shown_with_its_labels_wherever_its_key_occurs(world: World)
     text = image_text(report)
     assert text.startswith("twin: 2 of 46 rows\n")
     assert text.splitlines()[-1] == f"next: mlcd inspect shard /data/a.parquet --root {world.root}"
+
+
+def test_a_shard_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    sources = [f"{tmp_path.resolve()}/data/a.parquet", "/data/a.parquet"]
+    world = World(str(tmp_path / "root"), [Unit(source, 0, ["x"], [OK]) for source in sources])
+    world.embed()
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/a.parquet", "./link/a.parquet"):
+        assert inspect_shard(world.root, "default", path)["shard"] == sources[0]
+    with pytest.raises(ConfigError, match=r"no shard root/a\.parquet"):
+        inspect_shard(world.root, "default", "root/a.parquet")
+
+
+def test_the_command_to_go_on_with_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    root = str(tmp_path / "it's a; root")
+    world = World(root, [Unit("/my data/$a.parquet", 0, ["x"], [OK])])
+    world.embed()
+    assert shlex.split(inspect_shard(root, "default", "$a.parquet")["next"]) == ["mlcd", "status", "--root", root]
+    words = ["mlcd", "inspect", "shard", "/my data/$a.parquet", "--root", root]
+    assert shlex.split(inspect_image(root, "default", "x")["next"]) == words
 
 
 @pytest.mark.parametrize(("key", "row", "status"), [("late-7", 11, "unreadable"), ("a-4", 5, "truncated")])

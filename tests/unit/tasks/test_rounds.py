@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mlcd_core.dataset import spans_of
 from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import fingerprint
 from mlcd_core.images.digit_scenes import scene_parquet_bytes
@@ -19,7 +20,8 @@ from mlcd_core.images.embed_shard import read_ipc
 from mlcd_core.store import Manifest, StageFolder, read_part
 from mlcd_core.train.model import build_tower
 from tasks import sealed
-from tasks.embed import UnitEmbedder, resolved_embed_spec
+from tasks.embed import resolved_embed_spec
+from tasks.embed_worker import UnitEmbedder, reads_of
 from tasks.rounds import check_rounds, next_round, plan_rounds
 from tasks.run import Request, Run, open_run
 from tasks.run_rounds import Round, rounds_summary
@@ -85,7 +87,9 @@ def embedded(run: Run) -> np.ndarray:
     folder.open()
     [task] = folder.plan(work.inputs, work.units).pending
     _, runtime = settings(run, "embed")
-    UnitEmbedder(str(run.files.root), resolved_embed_spec(run), runtime)(task, vars(run.shards[0]))
+    spec = resolved_embed_spec(run)
+    [span] = spans_of(run.shards, spec.rows_per_unit)
+    UnitEmbedder(run.files.uri(""), spec, runtime)(task, reads_of(span))
     [receipt] = folder.receipts(work.units)
     column = read_ipc(read_part(run.files, receipt.parts[0]))["embedding"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
@@ -124,12 +128,18 @@ def test_a_tower_that_was_averaged_embeds_with_its_average(world: World) -> None
 
 
 def test_the_next_round_takes_the_tower_and_nothing_of_the_embedder_before(world: World, trained: Manifest) -> None:
-    first = world.request(embed__architecture="ViT-B-32", embed__pretrained="weights.pt", embed__image_size=224)
+    first = world.request(
+        embed__architecture="ViT-B-32",
+        embed__pretrained="weights.pt",
+        embed__image_size=224,
+        embed__feature="image_text_mean",
+    )
     before = open_run(world.request())
     second = next_round(first, 2, before, trained)
     third = next_round(first, 3, second, trained)
     assert (second.request.name, third.request.name) == ("default-round2", "default-round3")
-    assert (second.config.embed.architecture, second.config.embed.image_size) == ("conv-tiny", 32)
+    embed = second.config.embed
+    assert (embed.architecture, embed.image_size, embed.feature) == ("conv-tiny", 32, "image")
     for stage in ("cluster", "label", "train", "evaluate"):
         assert settings(second, stage) == settings(before, stage)
 

@@ -97,9 +97,7 @@ def after_deaths(worker: type, marks: UnitMarks, deaths: int) -> Process:
     return Process(worker, marks)
 
 
-@pytest.mark.parametrize(
-    ("worker", "values"), [(Counter, {"rows": 10}), (Forgiving, {"rows": 10, "device": "cpu"})]
-)
+@pytest.mark.parametrize(("worker", "values"), [(Counter, {"rows": 10}), (Forgiving, {"rows": 10, "device": "cpu"})])
 def test_a_unit_returns_its_rows_and_what_else_it_says(worker: type, values: object, marks: UnitMarks) -> None:
     assert Process(worker, marks).does() == {"unit": UNIT, "values": values, "kind": "", "error": ""}
 
