@@ -1,4 +1,4 @@
-"""What embed costs: python benchmarks/embed.py --data 'train-*.parquet' [--images 5000] [--repeats 2] [--out FILE]
+"""What embed costs: python benchmarks/embed.py --data 'train-*.parquet' [--images 20000] [--repeats 2] [--out FILE]
 
 The pattern names Parquet files with the columns key and jpg. Four sections, each a file: the stage beside a bare loop
 (`embed_race.py`, with `embed_bare.py` and `embed_pipeline.py`), reading embeddings (`embed_reading.py`), decoding
@@ -122,8 +122,8 @@ def main() -> None:
     """Measure what is asked for and write the page."""
     parser = argparse.ArgumentParser(description="the embed stage, measured")
     parser.add_argument("--data", required=True, help="pattern of Parquet files with the columns key and jpg")
-    parser.add_argument("--images", type=int, default=5_000, help="of the race of hog_words")
-    parser.add_argument("--clip-images", type=int, default=600, help="of the race of ViT-B/32: about 20 a second")
+    parser.add_argument("--images", type=int, default=20_000, help="of the race of hog_words")
+    parser.add_argument("--clip-images", type=int, default=1_000, help="of the race of ViT-B/32: about 20 a second")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--unit-rows", type=int, nargs="+", default=[1_000, 500, 100], help="of hog_words")
     parser.add_argument("--models", nargs="+", choices=("hog", "clip"), default=["hog", "clip"])

@@ -26,7 +26,7 @@ from mlcd_core.specs import EmbedSpec
 
 Begun = TypeVar("Begun")
 WORDS = {"in turns": "in turns", "ahead": "a batch ahead"}
-CHUNK = 16  # images per call of the pool: one call each costs as much as a tenth of decoding a 32 px image
+CHUNK = 16  # images per call of the pool: a call costs 60 us, decoding a 32 px image 160
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class World:
         self.made = 0
         monkeypatch.setattr(stage_module, "stage_work", lambda *_: StageWork(EmbedSpec(), INPUTS, self._make, UNITS))
         monkeypatch.setattr(stage_module, "publish_stage_artifact", lambda *_: None)
-        self._run = Run(Request(str(root)), self.files, load_config("laptop", {}, {}), (), (), "")
+        self._run = Run(Request(str(root)), self.files, load_config("laptop", environment={}, overrides={}), (), (), "")
 
     def run(self, wait_s: float = -1) -> StageOutcome:
         return run_stage("embed", self._run, {}, None, wait_s=wait_s)  # type: ignore[arg-type]  # needs no Ray
@@ -84,7 +84,8 @@ class World:
         for task in job.plan.pending:
             part = job.folder.put(task.unit[:12], ".arrow", task.unit.encode(), rows=1, usable=1)
             job.folder.commit(task, [part])
-        return Made(job.folder.receipts(UNITS, job.plan.pending))
+        metrics = {"status": {"ok": 0}, "failed_units": []}
+        return Made(job.folder.receipts(UNITS, job.plan.pending), metrics)
 
     def take_over(self) -> Lease:
         """As a run elsewhere does that saw no heartbeat."""

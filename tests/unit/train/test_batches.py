@@ -19,6 +19,7 @@ from tests.unit.train.tiny import (
     ROW_GROUP_ROWS,
     SHARD_ROWS,
     label_table,
+    open_tiny_data,
     tiny_spec,
     write_tiny_data,
 )
@@ -154,7 +155,8 @@ def test_a_labelled_image_that_does_not_decode_is_an_error_with_its_key(data, tm
     table = pq.read_table(tmp_path / "1.parquet")
     broken = pa.array([b"not an image", *table["png"].to_pylist()[1:]], pa.binary())
     pq.write_table(table.set_column(1, "png", broken), tmp_path / "1.parquet", row_group_size=ROW_GROUP_ROWS)
-    with reader(data) as batches, pytest.raises(DataError, match="'1-0' has labels but does not decode"):
+    changed = open_tiny_data(tmp_path)
+    with reader(changed) as batches, pytest.raises(DataError, match="'1-0' has labels but does not decode"):
         list(batches.batches(0, batches.lanes.steps_per_epoch))
 
 

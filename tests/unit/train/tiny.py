@@ -64,11 +64,12 @@ def write_tiny_data(folder: Path) -> TrainData:
 
 
 def open_tiny_data(folder: Path) -> TrainData:
-    shards = tuple(
-        Shard(uri=str(folder / f"{i}.parquet"), digest=f"{i}" * 64, bytes=0, rows=rows, row_groups=_row_groups(rows))
-        for i, rows in enumerate(SHARD_ROWS)
-    )
+    shards = tuple(_shard(folder / f"{i}.parquet", f"{i}" * 64, rows) for i, rows in enumerate(SHARD_ROWS))
     return TrainData(shards, partial(_read_labels, folder))
+
+
+def _shard(path: Path, digest: str, rows: int) -> Shard:
+    return Shard(str(path), digest, bytes=path.stat().st_size, rows=rows, row_groups=_row_groups(rows))
 
 
 def label_table(keys: list[str], labels_NL: np.ndarray) -> pa.Table:
