@@ -29,7 +29,8 @@ def project() -> dict[str, Any]:
 
 def locked(variant: str = "gpu") -> dict[str, str]:
     """Package -> version of the lock of an image."""
-    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", read(f"infra/locks/image-{variant}.txt"), flags=re.MULTILINE))
+    lock = read(f"infra/locks/image-{variant}.txt")
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, flags=re.MULTILINE))
 
 
 def image(variant: str) -> str:
