@@ -4,6 +4,7 @@ One Ray session serves the module; each test has a root of its own.
 """
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,7 @@ from mlcd_core.images.embedder import build_embedder, find_weights
 from mlcd_core.store import Manifest, StageFolder, UnitTask, read_part
 from mlcd_core.tables import RowStatus
 from tasks import embed
+from tasks.lease import stage_lease
 from tasks.ray_session import RaySession
 from tasks.run import Request, Run, open_run
 from tasks.stage import _make
@@ -77,7 +79,8 @@ class World:
         if plan.manifest is not None:
             return plan.manifest
         heard = replace(work, make=lambda job: work.make(replace(job, report=self._hear)))
-        return _make(heard, Job(folder, plan, session or self._session, silent))
+        with stage_lease(folder, work.inputs, run="test", log=logging.getLogger("mlcd")) as lease:
+            return _make(heard, Job(folder, plan, session or self._session, silent), lease)
 
     def table(self, manifest: Manifest) -> pa.Table:
         return pa.concat_tables([read_ipc(read_part(self.run().files, part)) for part in manifest.parts])
