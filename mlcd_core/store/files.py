@@ -8,7 +8,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -155,7 +155,8 @@ def _files_below(folder: Path, prefix: str) -> Iterator[FileInfo]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _files_below(Path(entry.path), name)
             elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
-                yield FileInfo(name, entry.stat().st_size)
+                with suppress(FileNotFoundError):  # removed since the folder was read
+                    yield FileInfo(name, entry.stat().st_size)
 
 
 def _is_alive(pid: int) -> bool:
