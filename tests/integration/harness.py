@@ -57,7 +57,7 @@ class Mlcd:
     api: str
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, *words: str, timeout_s: float = 400) -> Finished:
+    def __call__(self, *words: str, timeout_s: float = 900) -> Finished:
         """Run it to its end."""
         done = subprocess.run(
             self.command(words), capture_output=True, text=True, env=self.environment(), timeout=timeout_s, check=False

@@ -105,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iter
 def test_a_run_on_s3_gives_the_digests_of_one_on_local_disk(world: World) -> None:
     with world.local_run() as local:
         done = world.run()
-        assert local.wait(timeout=300) == 0
+        assert local.wait(timeout=600) == 0
     assert done.results() == dict.fromkeys(STAGES, "ran")
     assert digests(done) == world.local_digests()
 
