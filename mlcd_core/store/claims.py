@@ -37,10 +37,10 @@ class Claims:
 
     def newest(self) -> Claim | None:
         """The claim that counts; None where there is none."""
-        while epochs := self._epochs():
-            data = self._files.read(self._path(epochs[-1]))
-            if data is not None:
-                return _decode(data, self.uri(epochs[-1]))
+        for epoch in reversed(self._epochs()):
+            data = self._files.read(self._path(epoch))
+            if data is not None:  # else it gave way to a higher one since it was listed
+                return _decode(data, self.uri(epoch))
         return None
 
     def create(self, claim: Claim) -> bool:

@@ -98,13 +98,12 @@ def take_lease(
                 if newest is not None and not newest.released:
                     tell(f"taken over from {_who_and_since(newest, silent_s)}: it lives no more")
                 return Lease(claims, claim, clock)
-            continue
-        if 0 <= wait_s <= waited_s:
+        elif 0 <= wait_s <= waited_s:
             raise _held(claims, newest, silent_s, waited_s, pace)
-        if waited_s >= next_told_s:
+        elif waited_s >= next_told_s:
             next_told_s = waited_s + min(60.0, max(pace.tell_s, waited_s / 10))
             tell(f"waiting for {_who_and_since(newest, silent_s)}, which makes the same")
-        sleep(pace.look_s if wait_s < 0 else min(pace.look_s, wait_s - waited_s))
+        sleep(pace.look_s if wait_s < 0 else min(pace.look_s, max(0.0, wait_s - waited_s)))
 
 
 def _held(claims: Claims, claim: Claim, silent_s: float, waited_s: float, pace: Pace) -> LeaseHeldError:

@@ -202,6 +202,18 @@ def test_leases_of_other_inputs_are_others(claims: Claims, files: Files) -> None
     assert claims.newest().epoch == 1  # type: ignore[union-attr]
 
 
+def test_a_store_that_still_lists_a_deleted_claim_is_asked_again_until_it_does_not() -> None:
+    files = MemoryFiles()
+    claims = Claims(files, PREFIX, INPUT)
+    taken(claims, elsewhere())
+    [path] = files.objects
+    files.read = lambda _: None  # type: ignore[method-assign]
+    clock = Clock()
+    clock.during = at_times(clock, {10: lambda: files.objects.pop(path)})
+    taken(claims, this_process("ours"), clock)
+    assert clock.now == 10
+
+
 def test_an_object_that_is_no_lease_says_what_to_do(claims: Claims, files: Files) -> None:
     files.put(f"{PREFIX}/leases/ffffffffffff-0000001.json", b"{}")
     with pytest.raises(CorruptRecordError, match="delete it and run again"):
