@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flows.options import DEFAULT_ROOT, add_output_options
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from flows.options import Commands
 
 DONE, FAILED = 0, 1
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from flows.options import add_output_options
 
 if TYPE_CHECKING:
+    from flows.options import Commands
     from tasks.codebook import CodebookRequest, FittedCodebook
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DONE = 0
 

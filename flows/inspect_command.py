@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flows.options import add_output_options, add_root_options
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from flows.options import Commands
 
 
 def add_parser(commands: "Commands") -> None:

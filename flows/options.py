@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tasks.run import Request
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 DEFAULT_ROOT = "mlcd-data"
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flows.options import add_output_options
 
 if TYPE_CHECKING:
+    from flows.options import Commands
     from tasks.pack import PackSummary
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DONE = 0
 MEND_FAILED = "mend them and run again with --retry-failed, or with --replace where files changed"

@@ -14,7 +14,7 @@ from flows.options import (
 )
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from flows.options import Commands
 
 
 def add_parsers(commands: "Commands") -> None:

@@ -1,13 +1,12 @@
 """``mlcd retry-failed``: a run that also makes the units again that died or could not be read."""
 
-import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flows.run_command import add_run_options, run
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from flows.options import Commands
 
 
 def add_parser(commands: "Commands") -> None:

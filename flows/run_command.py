@@ -16,9 +16,10 @@ from flows.options import (
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from flows.options import Commands
 
 DONE, FAILED, HELD = 0, 1, 75
+LEASE_CODES = {"lease-held", "lease-lost"}  # another run makes the same, and this one may not wait, or lost its turn
 
 
 def add_parsers(commands: "Commands") -> None:
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     if isinstance(summary, BaseException):
         raise summary
     _show(summary, options, root=request.root)
-    if any(stage.get("code") == "lease-held" for stage in summary["stages"]):
+    if any(stage.get("code") in LEASE_CODES for stage in summary["stages"]):
         return HELD
     return DONE if state.is_completed() else FAILED
 

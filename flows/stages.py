@@ -24,33 +24,7 @@ def _stage_flow(stage: Stage) -> Flow[..., Any]:
     return stage_flow
 
 
-@flow(name="embed", persist_result=False, description="The stage embed alone.")
-def embed(
-    root: str,
-    data: str = "demo",
-    eval_data: str = "",
-    label_column: str = "",
-    preset: str = "laptop",
-    name: str = "default",
-    overrides: dict[str, Any] | None = None,
-    pin: dict[str, str] | None = None,
-    retry_failed: bool = False,
-) -> Any:
-    """Embed alone; retry_failed: do again the units whose shard could not be read, or whose worker died."""
-    return pipeline.fn(
-        root,
-        data,
-        eval_data,
-        label_column,
-        preset,
-        name,
-        only="embed",
-        overrides=overrides,
-        pin=pin,
-        retry_failed=retry_failed,
-    )
-
-
+embed = _stage_flow("embed")
 cluster = _stage_flow("cluster")
 label = _stage_flow("label")
 train = _stage_flow("train")

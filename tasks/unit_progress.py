@@ -8,16 +8,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
 from mlcd_core.events import Report, Value
-from tasks.reporting import best_effort_errors, stage_logger
+from tasks.progress_bar import PrefectBar
 
 RECENT_S = 60.0
-UPDATE_EVERY_S = 5.0
 # the phases of a unit, by what its worker waits for in them
 WAITS = {"read": "storage", "commit": "storage", "decode": "decode", "model": "model"}
 
@@ -105,33 +102,6 @@ def unit_progress(report: Report, *, num_units: int, num_rows: int) -> UnitProgr
     context = TaskRunContext.get()
     bar = PrefectBar(f"mlcd-{context.task.name}-progress") if context else None
     return UnitProgress(report, num_units=num_units, num_rows=num_rows, bar=bar)
-
-
-class PrefectBar:
-    """A progress artifact, moved at most every few seconds and at the end; a server that fails is asked once."""
-
-    def __init__(self, key: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._key = key
-        self._now = now
-        self._artifact: UUID | None = None
-        self._shown_at = -UPDATE_EVERY_S
-        self._is_broken = False
-
-    def __call__(self, percent: float, text: str) -> None:
-        now = self._now()
-        if self._is_broken or (percent < 100 and now - self._shown_at < UPDATE_EVERY_S):
-            return
-        self._shown_at = now
-        try:
-            if self._artifact is None:
-                artifact = create_progress_artifact(percent, key=self._key, description=text)
-                assert isinstance(artifact, UUID)  # prefect types it as possibly a coroutine
-                self._artifact = artifact
-            else:
-                update_progress_artifact(self._artifact, percent, description=text)
-        except best_effort_errors() as error:
-            self._is_broken = True
-            stage_logger().warning("%s is no longer shown: %s", self._key, error)
 
 
 def _by_wait(seconds: Mapping[str, float]) -> dict[str, float]:

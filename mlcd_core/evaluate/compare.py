@@ -25,8 +25,6 @@ from mlcd_core.images.embedder import Embedder
 from mlcd_core.specs import EvaluateSpec
 from mlcd_core.tables import RowStatus
 
-SOURCES = ("trained", "untrained", "source")
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedRows:

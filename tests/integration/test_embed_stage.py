@@ -5,7 +5,7 @@ One Ray session serves the module; each test has a root of its own.
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from mlcd_core.errors import StageFailedError
 from mlcd_core.events import silent
 from mlcd_core.images.embed_shard import read_ipc
 from mlcd_core.images.embedder import build_embedder, find_weights
-from mlcd_core.store import Manifest, StageFolder, UnitTask, read_part
+from mlcd_core.store import Manifest, StageFolder, read_part
 from mlcd_core.tables import RowStatus
 from tasks import embed
 from tasks.lease import stage_lease
@@ -32,6 +32,7 @@ from tasks.run import Request, Run, open_run
 from tasks.stage import _make
 from tasks.work import Job, stage_work
 from tests.integration.crashing_embedder import DEADLY, CrashingEmbedder, broken_decoder_of
+from tests.unit.tasks.in_process import last_unit_first
 
 # Ray Data warns of its own settings when a driver loads it
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
@@ -120,21 +121,6 @@ def by_one_process(run: Run) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def in_this_process(
-    worker: type,
-    arguments: Mapping[str, Any],
-    pending: Sequence[UnitTask],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    on_unit: Callable[[UnitTask, Mapping[str, Any]], None],
-    **_: Any,
-) -> None:
-    """``run_units`` for one worker that is this process, the last unit first."""
-    embedder = worker(**arguments)
-    for task, reads in reversed(list(zip(pending, rows, strict=True))):
-        on_unit(task, embedder(task, reads))
-
-
 def test_two_workers_make_the_bytes_of_one_process_and_nothing_is_lost_or_moved(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +141,7 @@ def test_two_workers_make_the_bytes_of_one_process_and_nothing_is_lost_or_moved(
     np.testing.assert_allclose(matrix(table), matrix(expected), atol=2e-3)
 
     world.root = tmp_path / "other"
-    monkeypatch.setattr(embed, "run_units", in_this_process)
+    monkeypatch.setattr(embed, "run_units", last_unit_first)
     assert world.embed().digest == two.digest
 
 

@@ -1,7 +1,7 @@
 """The embed stage without Ray: its units run in this process, everything around them is the stage's own."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from PIL import Image
 from mlcd_core.errors import DataError, StageFailedError
 from mlcd_core.events import silent
 from mlcd_core.images.embed_shard import read_ipc
-from mlcd_core.store import Manifest, StageFolder, StagePlan, UnitTask, read_part
+from mlcd_core.store import Manifest, StageFolder, StagePlan, read_part
 from tasks import embed
 from tasks.embed import resolved_embed_spec
 from tasks.embed_worker import UnitEmbedder, reads_of, span_of
 from tasks.run import Request, Run, open_run
 from tasks.tables import stage_note
 from tasks.work import Job, StageWork, stage_work
+from tests.unit.tasks.in_process import in_this_process
 
 
 def picture(seed: int, side: int = 32) -> bytes:
@@ -49,21 +50,6 @@ class Session:
 
     def start(self) -> None:
         self.starts += 1
-
-
-def in_this_process(
-    worker: type,
-    arguments: Mapping[str, Any],
-    pending: Sequence[UnitTask],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    on_unit: Callable[[UnitTask, Mapping[str, Any]], None],
-    **_: Any,
-) -> None:
-    """``run_units`` for an actor that is this process."""
-    embedder = worker(**arguments)
-    for task, reads in zip(pending, rows, strict=True):
-        on_unit(task, embedder(task, reads))
 
 
 class World:

@@ -8,7 +8,7 @@ from mlcd_core.store import Manifest
 from tasks.artifacts import stage_markdown
 from tasks.tables import failed_units_table, stage_note
 
-RECORD = {"result": "ran", "units_run": 3, "seconds": 1.0, "uri": "/root/embed/abc"}
+RECORD = {"result": "ran", "units_run": 3, "seconds": 1.0, "uri": "/data/mlcd/embed/abc"}
 
 
 def embedded(status: dict[str, int], failed: list[dict[str, Any]], **metrics: Any) -> Manifest:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from mlcd_core.events import silent
-from tasks import train_progress
+from tasks import progress_bar, train_progress
 from tasks.train_progress import _Bar
 
 
@@ -20,8 +20,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         shown.append(progress)
         return UUID(int=0)
 
-    monkeypatch.setattr(train_progress, "create_progress_artifact", create)
-    monkeypatch.setattr(train_progress, "update_progress_artifact", lambda _, progress, **__: shown.append(progress))
+    monkeypatch.setattr(progress_bar, "create_progress_artifact", create)
+    monkeypatch.setattr(progress_bar, "update_progress_artifact", lambda _, progress, **__: shown.append(progress))
     return shown
 
 
@@ -51,7 +51,7 @@ def test_a_server_that_does_not_answer_is_asked_once(
     def fail(progress: float, **_: object) -> UUID:
         raise httpx.ConnectError("no server")
 
-    monkeypatch.setattr(train_progress, "create_progress_artifact", fail)
+    monkeypatch.setattr(progress_bar, "create_progress_artifact", fail)
     train(range(0, 1000, 10))
     assert [record.getMessage() for record in caplog.records] == ["the progress of train is no longer shown: no server"]
 

@@ -7,8 +7,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tasks import unit_progress
-from tasks.unit_progress import PrefectBar, UnitProgress
+from tasks import progress_bar
+from tasks.progress_bar import PrefectBar
+from tasks.unit_progress import UnitProgress
 
 
 class Told:
@@ -101,8 +102,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         got.append(progress)
         return UUID(int=0)
 
-    monkeypatch.setattr(unit_progress, "create_progress_artifact", create)
-    monkeypatch.setattr(unit_progress, "update_progress_artifact", lambda _, progress, **__: got.append(progress))
+    monkeypatch.setattr(progress_bar, "create_progress_artifact", create)
+    monkeypatch.setattr(progress_bar, "update_progress_artifact", lambda _, progress, **__: got.append(progress))
     return got
 
 
@@ -120,7 +121,7 @@ def test_a_server_that_does_not_answer_is_asked_once(
     def fail(progress: float, **_: object) -> UUID:
         raise httpx.ConnectError("no server")
 
-    monkeypatch.setattr(unit_progress, "create_progress_artifact", fail)
+    monkeypatch.setattr(progress_bar, "create_progress_artifact", fail)
     times = iter(range(0, 100, 10))
     bar = PrefectBar("mlcd-embed-progress", now=lambda: next(times))
     bar(10, "")
