@@ -106,7 +106,7 @@ class LocalFiles:
     def sweep(self, prefix: str) -> None:
         with self._explained("clean", prefix):
             for temporary in (self.root / prefix).rglob(f"{_TEMPORARY}{socket.gethostname()}-*"):
-                if not _is_alive(int(temporary.name.rsplit("-", 2)[1])):
+                if not is_alive(int(temporary.name.rsplit("-", 2)[1])):
                     temporary.unlink(missing_ok=True)
 
     def uri(self, path: str) -> str:
@@ -159,7 +159,8 @@ def _files_below(folder: Path, prefix: str) -> Iterator[FileInfo]:
                     yield FileInfo(name, entry.stat().st_size)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number lives on this machine, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mlcd_core.store.files import is_alive
+
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -51,12 +53,8 @@ def is_gone(holder: Holder) -> bool:
     """Whether the holder's process has ended for certain; False where that cannot be told."""
     if not holder.machine or (holder.host, holder.machine) != (socket.gethostname(), _machine()):
         return False
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    if not is_alive(holder.pid):
         return True
-    except PermissionError:
-        pass  # it lives and is another user's
     stat = _read_stat(holder.pid)
     return stat is not None and (stat.started != holder.started or stat.has_ended)
 
