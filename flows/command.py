@@ -19,6 +19,7 @@ from flows import (
     plan_command,
     retry_command,
     run_command,
+    up_command,
 )
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -49,6 +50,7 @@ def command_parser() -> argparse.ArgumentParser:
     fit_codebook_command.add_parser(commands)
     inspect_command.add_parser(commands)
     doctor_command.add_parser(commands)
+    up_command.add_parsers(commands)
     return parser
 
 

@@ -5,13 +5,17 @@
 Parameters are flat, so that the form in the UI is usable and ``prefect deployment run -p`` replaces single values.
 """
 
+import uuid
 from typing import Any, Literal
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.states import Failed
 
+from mlcd_core.specs import StageName
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
+from tasks.stage import Manner
 
 Stage = Literal["", "embed", "cluster", "label", "train", "evaluate"]
 
@@ -30,8 +34,10 @@ def pipeline(
     overrides: dict[str, Any] | None = None,
     pin: dict[str, str] | None = None,
     rounds: int = 1,
+    force: list[StageName] | None = None,
     retry_failed: bool = False,
     wait_s: float = -1.0,
+    ray_address: str = "",
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -49,12 +55,19 @@ def pipeline(
         pin: Stage to use as it is, by run name or digest: {"cluster": "default"} labels new shards with old centroids.
         rounds: How often to run the stages. Each round after the first embeds with the tower that the one before
             trained, and is a run of its own, named NAME-round2, NAME-round3, ...
+        force: Make these stages again from the beginning, though they are committed. What is committed stays valid
+            until the new attempt is whole; where its bytes are equal, all below is cached. A retry of this run goes on
+            with that attempt and forces nothing again.
         retry_failed: Embed again what could not be embedded: units whose shard could not be read, or whose worker died.
             They get a new attempt, and so does the stage; where the bytes are equal, all below is cached.
         wait_s: Seconds to wait for another run that makes the same stage; negative: as long as it takes.
+        ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head. Empty: Ray
+            is started on that machine alone, and stopped with the run.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
-    summary = rounds_summary(run_rounds(request, selected, rounds, retry_failed=retry_failed, wait_s=wait_s))
+    # the id is the same when the run is retried
+    manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s)
+    summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

@@ -1,4 +1,7 @@
-"""``mlcd plan`` (what a run would do) and ``mlcd status`` (what a run has made). Neither starts anything."""
+"""``mlcd plan`` (what a run would do), ``why`` (what is different) and ``status`` (what a run has made).
+
+None of them starts anything.
+"""
 
 import argparse
 import json
@@ -18,16 +21,21 @@ if TYPE_CHECKING:
 
 
 def add_parsers(commands: "Commands") -> None:
-    """Add ``plan`` and ``status``."""
+    """Add ``plan``, ``why`` and ``status``."""
     plan = commands.add_parser("plan", help="what a run would do: hit, partial or miss per stage")
     plan.set_defaults(command=_plan)
     plan.add_argument("--data", default="", help="the shards; without them only the cost of clustering is estimated")
     plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
-    add_labelled_options(plan)
-    add_settings_options(plan)
+    why = commands.add_parser("why", help="why stages would run: what differs from the nearest result")
+    why.set_defaults(command=_why, rows=None)
+    why.add_argument("stage", nargs="?", default="", metavar="STAGE", help="this one alone (default: all)")
+    why.add_argument("--data", required=True, help="the shards, as for run")
+    for parser in (plan, why):
+        add_labelled_options(parser)
+        add_settings_options(parser)
     status = commands.add_parser("status", help="what a run has made so far")
     status.set_defaults(command=_status)
-    for parser in (plan, status):
+    for parser in (plan, why, status):
         add_root_options(parser)
         add_output_options(parser)
 
@@ -42,6 +50,22 @@ def _plan(options: argparse.Namespace) -> int:
         from flows.rendering import plan_text
 
         print(plan_text(plan["stages"], plan["estimate"]))
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from tasks.rounds import plan_rounds
+    from tasks.run import check_stage
+
+    check_stage("the stage", options.stage)
+    stages = plan_rounds(request_of(options), options.rounds)["stages"]
+    stages = [stage for stage in stages if options.stage in ("", stage["stage"])]
+    if options.json:
+        print(json.dumps({"stages": stages}))
+    else:
+        from flows.why_text import why_text
+
+        print(why_text(stages))
     return 0
 
 

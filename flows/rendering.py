@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.estimate_text import estimate_text
+from flows.why_text import why_words
 from tasks.tables import metrics_table
 
 Record = Mapping[str, Any]
@@ -27,7 +28,14 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
 def plan_text(plans: Sequence[Record], estimate: Record) -> str:
     """The tables of ``mlcd plan``: the stages, where there is data, and the cost of clustering."""
     rows = [
-        (p["stage"], p["plan"], _or_dash(p["units_missing"]), _or_dash(p["units_total"]), p["spec"][:12], p["note"])
+        (
+            p["stage"],
+            p["plan"],
+            _or_dash(p["units_missing"]),
+            _or_dash(p["units_total"]),
+            p["spec"][:12],
+            p["note"] or why_words(p),
+        )
         for p in plans
     ]
     header = ["stage", "plan", "missing", "units", "spec", ""]
@@ -44,11 +52,18 @@ def status_text(stages: Sequence[Record]) -> str:
             f"{s['units_done']}/{s['units_total']}",
             (s["manifest_digest"] or "-")[:12],
             s["uri"],
-            f"pinned to {s['pin']}" if s["pin"] else "",
+            _status_note(s),
         )
         for s in stages
     ]
     return aligned(["stage", "state", "units", "digest", "where", ""], rows)
+
+
+def _status_note(status: Record) -> str:
+    holder = status["holder"]
+    if holder:
+        return f"by {holder['run']} on {holder['host']}, process {holder['pid']}, since {holder['since']}"
+    return f"pinned to {status['pin']}" if status["pin"] else ""
 
 
 def aligned(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -43,8 +43,9 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     from mlcd_core.errors import ConfigError
     from tasks.adopted import adopted_text, check_adopted_run
     from tasks.pin import resolve_pins
+    from tasks.ray_session import check_ray_address
     from tasks.rounds import check_rounds
-    from tasks.run import open_run, selected_stages
+    from tasks.run import check_force, open_run, selected_stages
     from tasks.train import check_train
 
     request = request_of(options)
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
             "them: leave out --only and --from-stage, or give --only embed"
         )
     check_rounds(request, selected, options.rounds)
+    check_ray_address(options.ray_address)
+    check_force(options.force, selected, request)
     opened = open_run(request)
     resolve_pins(opened)
     if "embed" in selected:
@@ -79,8 +82,10 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
         overrides=dict(request.overrides),
         pin=dict(request.pin),
         rounds=options.rounds,
+        force=options.force,
         retry_failed=retry_failed,
         wait_s=options.wait,
+        ray_address=options.ray_address,
         return_state=True,
     )
     summary = state.result(raise_on_failure=False)
@@ -99,6 +104,19 @@ def _add_stage_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
     parser.add_argument("--from-stage", default="", metavar="STAGE", help="run from this stage on")
     parser.add_argument("--until", default="", metavar="STAGE", help="run up to this stage")
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make this stage again, though it is committed; what is committed stays valid until then",
+    )
+    parser.add_argument(
+        "--ray-address",
+        default="",
+        metavar="ADDRESS",
+        help="Ray cluster that this machine is a node of: auto, or host:port of its head (default: this machine alone)",
+    )
     parser.add_argument(
         "--wait",
         type=float,

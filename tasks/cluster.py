@@ -38,7 +38,8 @@ def cluster_work(run: Run, committed: Committed) -> StageWork:
     def make(job: Job) -> Made:
         dim = embedding_dim(run.files, embed.parts)
         check_search("cluster.search", runtime.search, runtime.device)
-        _check_memory(run.config.cluster, run.files.uri(""), embed.usable, num_centroids, dim)
+        if not job.session.address:  # the machines of a cluster are not this one
+            _check_memory(run.config.cluster, run.files.uri(""), embed.usable, num_centroids, dim)
         job.session.start()
         device, links = _device(runtime), work.links(job)
         with forwarded_events(job.report) as report:

@@ -49,7 +49,7 @@ def embed_work(run: Run, _committed: Committed) -> StageWork:
                 device=runtime.device,
                 on_unit=heard,
             )
-        made = job.folder.receipts([task.unit for task in pending], pending)
+        made = job.folder.receipts([task.unit for task in pending], job.plan)
         done |= {receipt.unit: receipt for receipt in made}
         receipts = [done[unit] for unit in units]
         for receipt in receipts:
@@ -80,7 +80,7 @@ def resolved_embed_spec(run: Run) -> EmbedSpec:
 
 def _done(job: Job, units: tuple[str, ...]) -> dict[str, Receipt]:
     finished = [unit for unit in dict.fromkeys(units) if unit in job.plan.done]
-    return {receipt.unit: receipt for receipt in job.folder.receipts(finished)} if finished else {}
+    return {receipt.unit: receipt for receipt in job.folder.receipts(finished, job.plan)} if finished else {}
 
 
 def _model(spec: EmbedSpec) -> dict[str, str]:

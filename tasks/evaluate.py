@@ -78,7 +78,7 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
             worker = ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(evaluate_unit)
             job.report("evaluate", {"train_shards": len(run.shards), "test_shards": len(run.eval_shards)})
             ray.get(worker.remote(job_of_worker, job.plan.pending[0]))
-        [receipt] = job.folder.receipts((unit,))
+        [receipt] = job.folder.receipts((unit,), job.plan)
         return Made([receipt], metrics=receipt.state)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=(unit,))

@@ -36,7 +36,7 @@ def label_work(run: Run, committed: Committed) -> StageWork:
             workers=runtime.workers,
             report=job.report,
         )
-        return Made(job.folder.receipts(units), metrics={"num_centroids": centroids.rows})
+        return Made(job.folder.receipts(units, job.plan), metrics={"num_centroids": centroids.rows})
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=embed.rows)
 

@@ -12,13 +12,17 @@ from mlcd_core.identity import fingerprint, short
 from mlcd_core.images.embedder import embedding_dim
 from mlcd_core.specs import STAGES, ClusterSpec, StageName
 from mlcd_core.store import Chain, Files, Manifest, StageFolder, open_files
+from mlcd_core.store.claims import Claims
+from mlcd_core.store.holder import is_gone
 from tasks.pin import Pinned, resolve_pins
+from tasks.reasons import Why, why_pending
 from tasks.run import Request, Run, open_run, read_settings
 from tasks.run_record import RunRecord
 from tasks.train import check_train
 from tasks.work import UPSTREAM, stage_work
 
 PAPER = "paper"
+HOLDER_SHOWN = ("run", "host", "pid", "since")
 
 
 def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]:
@@ -62,8 +66,12 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
 
 
 def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, Any]]:
-    """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet. A pinned stage is a hit."""
+    """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet. A pinned stage is a hit.
+
+    Of a stage that is not committed also the nearest result under the root, and how it differs (``Why``).
+    """
     committed: dict[StageName, Manifest] = {}
+    record = RunRecord(run.files, run.request.name).read()["stages"]
     plans = []
     for stage in STAGES:
         if stage in pinned:
@@ -80,7 +88,10 @@ def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, 
         if plan.manifest is not None:
             committed[stage] = plan.manifest
         missing = len(plan.pending) if work.units else int(plan.manifest is None)
-        plans.append(_entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, work.note))
+        entry = _entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, work.note)
+        if plan.manifest is None:
+            entry |= asdict(why_pending(run.files, work, record.get(stage, {}).get("spec", "")))
+        plans.append(entry)
     return plans
 
 
@@ -94,11 +105,14 @@ def _entry(
         "units_missing": missing,
         "units_total": total,
         "note": note,
+        **asdict(Why()),
     }
 
 
 def run_status(root: str, name: str) -> list[dict[str, Any]]:
-    """State per stage from the run's record and the receipts: absent, partial or committed. Needs no data.
+    """State per stage from the run's record, receipts and leases: absent, partial, running or committed.
+
+    Needs no data. running: a process holds the stage's lease (``holder``), and is not known to have ended.
 
     Raises ConfigError when the root holds no run of that name.
     """
@@ -121,6 +135,7 @@ def _stage_status(files: Files, stage: StageName, entry: dict[str, Any] | None) 
         "manifest_digest": None,
         "uri": "",
         "pin": None,
+        "holder": None,
     }
     if entry is None:
         return status
@@ -140,4 +155,8 @@ def _stage_status(files: Files, stage: StageName, entry: dict[str, Any] | None) 
     if entry["last_number"]:
         newest = Chain(folder, entry["inputs"], plan.attempt, entry["last_number"]).newest()
         done = newest.number if newest else 0
-    return status | {"state": "partial" if done else "absent", "units_done": done, "units_total": total}
+    claim = Claims(files, prefix, fingerprint(entry["inputs"])).newest()
+    holder = claim.holder if claim and not claim.released and not is_gone(claim.holder) else None
+    state = "running" if holder else "partial" if done else "absent"
+    status |= {"state": state, "units_done": done, "units_total": total}
+    return status | ({"holder": {key: getattr(holder, key) for key in HOLDER_SHOWN}} if holder else {})

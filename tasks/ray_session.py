@@ -1,18 +1,19 @@
-"""One local Ray session per run, started when the first stage misses and stopped with the run.
+"""One Ray session per run, begun when the first stage misses and ended with the run: of this machine, or a cluster's.
 
 A run that finds every stage committed never starts Ray. ``address="local"`` is explicit because a bare ``ray.init()``
-joins whatever cluster it finds.
+joins whatever cluster it finds; a cluster is joined only when it is named.
 """
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from types import TracebackType
 from typing import Any, Self
 
-from mlcd_core.errors import StageFailedError
+from mlcd_core.errors import ConfigError, StageFailedError
 
 TERMINATED = 143
 STARTS = 3
@@ -22,20 +23,31 @@ OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry 
 # logical: actors of one stage, Ray Data's own operators and Train's controller must all find a slot
 FEWEST_CPUS, SPARE_CPUS = 8, 2
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+# of worker processes, wherever they are
+_WORKERS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # two torch workers need 20 to 35 s to start on two cores
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core worker warns of every actor pool (ray#53727) on the user's terminal
     "OMP_NUM_THREADS": "1",  # a worker's threads are set by its runtime, not by the machine's core count
     "MKL_NUM_THREADS": "1",
+}
+# of this process, and through it of the node it starts
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core worker warns of every actor pool (ray#53727) on the user's terminal
 }
 
 
 class RaySession:
-    """Starts Ray at the first ``start`` and stops it on exit, unless it was running before."""
+    """Starts Ray at the first ``start`` and stops it on exit, unless it was running before.
 
-    def __init__(self, *, most_workers: int) -> None:
+    address: "" for a node of this machine alone, ``auto`` for the cluster that this machine is a node of, or the
+    ``host:port`` of such a cluster's head. A cluster that is joined is left on exit, and what ran there for us ends.
+    Raises ConfigError for any other address.
+    """
+
+    def __init__(self, *, most_workers: int, address: str = "") -> None:
+        check_ray_address(address)
+        self.address = address
         self._num_cpus = max(FEWEST_CPUS, most_workers + SPARE_CPUS)
         self._owned = False
         self._on_sigterm: Any = None
@@ -47,10 +59,13 @@ class RaySession:
 
         if ray.is_initialized():
             return
-        for name, value in _QUIET.items():
+        for name, value in {**_QUIET, **_WORKERS}.items():
             os.environ.setdefault(name, value)
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
-        self._init()
+        if self.address:
+            self._join()
+        else:
+            self._init()
         if threading.current_thread() is threading.main_thread():
             # Ray's handler prints a stack and aborts at exit, and Prefect's exception is swallowed inside ray.get
             signal.signal(signal.SIGTERM, self._terminate)
@@ -84,6 +99,22 @@ class RaySession:
                         "free the processors and memory of other work, then run the same command again"
                     ) from error
 
+    def _join(self) -> None:
+        import ray
+
+        try:
+            ray.init(
+                address=self.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _WORKERS},  # the nodes were started by others
+            )
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster can be joined at {self.address!r} ({error}); expected one that this machine is a node "
+                "of: start a node here (ray start), or leave the address out for a session of this machine"
+            ) from error
+
     def __enter__(self) -> Self:
         return self
 
@@ -103,3 +134,12 @@ class RaySession:
     def _terminate(self, *_: object) -> None:
         self._terminated = True
         sys.exit(TERMINATED)
+
+
+def check_ray_address(address: str) -> None:
+    """Raise ConfigError unless it is "", ``auto`` or ``host:port``."""
+    if address not in ("", "auto") and not re.fullmatch(r"[^\s:/]+:\d+", address):
+        raise ConfigError(
+            f"the Ray address is {address!r}; expected auto, or host:port of the head of a cluster that this machine "
+            "is a node of. ray:// is not taken, since Ray drops all work of such a client when its connection is cut"
+        )

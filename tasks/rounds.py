@@ -6,13 +6,14 @@ resumed and shown like any other. A round knows nothing of the rounds before but
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.planning import plan_run, plan_stages
+from tasks.reasons import Why
 from tasks.run import Request, Run, open_run
 from tasks.work import stage_work
 
@@ -76,5 +77,5 @@ def _trained(run: Run) -> Manifest | None:
 
 
 def _waiting(number: int) -> list[dict[str, Any]]:
-    entry = {"plan": "waits", "spec": "-", "units_missing": None, "units_total": None}
+    entry = {"plan": "waits", "spec": "-", "units_missing": None, "units_total": None, **asdict(Why())}
     return [{"stage": stage, **entry, "note": f"waits for train of round {number}"} for stage in STAGES]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,11 +122,29 @@ def read_settings(request: Request) -> Config:
     return config
 
 
+def check_stage(option: str, name: str) -> None:
+    """Raise ConfigError for the name of a stage that there is none of; "" is none at all."""
+    if name and name not in STAGES:
+        raise ConfigError(f"{option} is {name!r}; {suggestion(name, list(STAGES))}")
+
+
+def check_force(force: Iterable[str], selected: Sequence[StageName], request: Request) -> None:
+    """Raise ConfigError for stages that cannot be made again by a run that runs the selected ones."""
+    for stage in force:
+        check_stage("force", stage)
+        if stage in request.pin:
+            raise ConfigError(f"{stage} is forced and pinned; a pinned stage never runs: leave one of the two out")
+        if stage not in selected:
+            raise ConfigError(
+                f"{stage} is forced, but only {', '.join(selected)} would run; expected it among them: "
+                "widen only, from_stage or until, or leave it out of force"
+            )
+
+
 def selected_stages(*, only: str, from_stage: str, until: str) -> list[StageName]:
     """The stages that may run. Raises ConfigError for unknown names or an empty selection."""
     for option, value in (("only", only), ("from_stage", from_stage), ("until", until)):
-        if value and value not in STAGES:
-            raise ConfigError(f"{option} is {value!r}; {suggestion(value, list(STAGES))}")
+        check_stage(option, value)
     if only:
         if from_stage or until:
             raise ConfigError("only selects one stage by itself; leave out from_stage and until")

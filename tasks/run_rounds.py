@@ -12,8 +12,8 @@ from mlcd_core.specs import StageName
 from tasks.ray_session import RaySession
 from tasks.reporting import stage_logger
 from tasks.rounds import check_rounds, next_round
-from tasks.run import Request, open_run
-from tasks.stage import StageOutcome, run_stages
+from tasks.run import Request, check_force, open_run
+from tasks.stage import Manner, StageOutcome, run_stages
 from tasks.summary import run_summary
 
 
@@ -27,27 +27,23 @@ class Round:
 
 
 def run_rounds(
-    request: Request,
-    selected: list[StageName],
-    rounds: int,
-    *,
-    retry_failed: bool = False,
-    wait_s: float = -1.0,
+    request: Request, selected: list[StageName], rounds: int, manner: Manner, *, ray_address: str = ""
 ) -> list[Round]:
-    """Run the selected stages of every round in order; after a round with a failed stage no other starts.
+    """Run the selected stages of every round in order, all in the same manner; after a failed stage no round starts.
 
-    retry_failed: units that could not be done are done again, in every round. wait_s: for another run of a stage.
+    ray_address: see ``RaySession``. Raises ConfigError as it, ``check_rounds`` and ``check_force`` do.
     """
     check_rounds(request, selected, rounds)
+    check_force(manner.force, selected, request)
     done: list[Round] = []
     run = open_run(request)
-    with RaySession(most_workers=most_workers(run.config)) as session:
+    with RaySession(most_workers=most_workers(run.config), address=ray_address) as session:
         for number in range(1, rounds + 1):
             if rounds > 1:
                 stage_logger().info("round %d of %d is the run %s", number, rounds, run.request.name)
             # in the UI the stages of all rounds have the same names
             with tags(f"round-{number}") if rounds > 1 else nullcontext():
-                outcomes = run_stages(run, selected, session, retry_failed=retry_failed, wait_s=wait_s)
+                outcomes = run_stages(run, selected, session, manner)
             done.append(Round(number, run.request.name, outcomes))
             if number == rounds or any(outcome.result == "failed" for outcome in outcomes):
                 break

@@ -7,9 +7,11 @@ then finds it done, too; a stage that is committed takes no lease and writes not
 """
 
 import logging
+import sys
 import time
+import uuid
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect import task
@@ -34,6 +36,26 @@ from tasks.run_record import RunRecord
 from tasks.tables import stage_note
 from tasks.train import check_train
 from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
+
+UNBEGUN = sys.maxsize  # an attempt that nothing has: what is forced is not begun yet
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How stages are run that may be done already, or are being done by another run.
+
+    retry_failed: units that could not be done (of embed: its shard could not be read, or its worker died) are done
+    again as their next attempt, though the stage may be committed; the manifest seals as its next attempt. A stage
+    without such units is looked up as ever. Equal bytes are an equal digest: then all stages below are hits.
+    force: stages that are made again from the beginning, as a new attempt; what is sealed stands until it seals.
+    token: who forces; with the same token a stage that was forced is not forced again, but gone on with.
+    wait_s: how long to wait for another run that makes the same, negative for as long as it takes.
+    """
+
+    retry_failed: bool = False
+    force: frozenset[StageName] = frozenset()
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    wait_s: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +97,14 @@ class StageOutcome:
 
 
 def run_stages(
-    run: Run, selected: list[StageName], session: RaySession, *, retry_failed: bool = False, wait_s: float = -1.0
+    run: Run, selected: list[StageName], session: RaySession, manner: Manner | None = None
 ) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
     A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
-    has work. retry_failed, wait_s: see ``run_stage``.
+    has work.
     """
+    manner = manner or Manner()
     pinned = resolve_pins(run)
     if "train" in selected:
         check_train(run)
@@ -93,7 +116,7 @@ def run_stages(
             break
         if stage in selected and stage not in pinned:
             task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, session, retry_failed, wait_s, return_state=True)
+            state = task_of_stage(stage, run, committed, session, manner, return_state=True)
             outcome = state.result(raise_on_failure=False)
             if isinstance(outcome, Exception):
                 raise outcome
@@ -108,21 +131,14 @@ def run_stages(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(
-    stage: StageName,
-    run: Run,
-    committed: Committed,
-    session: RaySession,
-    retry_failed: bool = False,
-    wait_s: float = -1.0,
-) -> Any:
+def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> Any:
     """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
 
     An error meant for people becomes a failed state with its text; any other is raised with its traceback.
     """
     started = time.monotonic()
     try:
-        outcome = run_stage(stage, run, committed, session, retry_failed=retry_failed, wait_s=wait_s)
+        outcome = run_stage(stage, run, committed, session, manner)
     except MlcdError as error:
         text = f"{type(error).__name__}: {error}"
         stage_logger().error(text)
@@ -131,35 +147,25 @@ def stage_task(
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
-def run_stage(
-    stage: StageName,
-    run: Run,
-    committed: Committed,
-    session: RaySession,
-    *,
-    retry_failed: bool = False,
-    wait_s: float = -1.0,
-) -> StageOutcome:
+def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> StageOutcome:
     """Look up, run what is pending, seal and show one stage.
 
-    retry_failed: units that could not be done (of embed: its shard could not be read, or its worker died) are done
-    again as their next attempt, though the stage may be committed; the manifest seals as its next attempt. A stage
-    without such units is looked up as ever. Equal bytes are an equal digest: then all stages below are hits.
-    wait_s: how long to wait for another run that makes the same, negative for as long as it takes. Raises
-    LeaseHeldError when it ends in vain.
+    Raises LeaseHeldError when another run makes the same for longer than may be waited for.
     """
     started = time.monotonic()
     work = stage_work(stage, run, committed)
     folder = StageFolder(run.files, work.spec)
     record = RunRecord(run.files, run.request.name)
-    plan = _plan(folder, work, retry_failed=retry_failed)
+    plan = _plan(folder, work, manner)
     # what was sealed before can be read until the next manifest stands
     record.note(stage, folder.fingerprint, work, plan.manifest or plan.previous)
     manifest = plan.manifest
     if manifest is None:
         name = flow_run.name or run.request.name
-        with stage_lease(folder, work.inputs, run=name, log=stage_logger(), wait_s=wait_s) as lease:
-            plan = _plan(folder, work, retry_failed=retry_failed)
+        with stage_lease(folder, work.inputs, run=name, log=stage_logger(), wait_s=manner.wait_s) as lease:
+            if stage in manner.force:
+                folder.force(work.inputs, manner.token)
+            plan = _plan(folder, work, manner)
             manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease)
         record.note(stage, folder.fingerprint, work, manifest)
     outcome = StageOutcome(
@@ -174,8 +180,11 @@ def run_stage(
     return outcome
 
 
-def _plan(folder: StageFolder, work: StageWork, *, retry_failed: bool) -> StagePlan:
-    redo = folder.failed_units(work.units) if retry_failed else frozenset[str]()
+def _plan(folder: StageFolder, work: StageWork, manner: Manner) -> StagePlan:
+    if folder.spec.STAGE in manner.force:
+        begun = folder.forced(work.inputs, manner.token)
+        return folder.plan(work.inputs, work.units, least_attempt=begun or UNBEGUN)
+    redo = folder.failed_units(work.units) if manner.retry_failed else frozenset[str]()
     return folder.plan(work.inputs, work.units, redo)
 
 

@@ -4,6 +4,7 @@
                             units/{unit12}-{attempt:04d}.json      receipts, never overwritten
                             data/{name}-{sha12}{suffix}            immutable, content in the name
                             manifests/{input12}-{attempt:04d}.json the highest valid attempt is the truth
+                            forced/{input12}-{token12}-{attempt:04d}.json  who makes it again, from which attempt on
 
 A commit writes the data file, then the receipt (put-if-absent), and after the last unit the manifest. A kill between
 two of these leaves either nothing that counts or one more finished unit.
@@ -53,6 +54,7 @@ class StagePlan:
     """What one input of a stage needs: the committed manifest, or the units done and pending.
 
     previous: where there is no committed manifest, the one that stands until the next is sealed.
+    least_attempt: attempts before it do not count, neither of units nor of a manifest.
     """
 
     manifest: Manifest | None
@@ -60,6 +62,7 @@ class StagePlan:
     pending: tuple[UnitTask, ...]
     attempt: int
     previous: Manifest | None = None
+    least_attempt: int = 1
 
     @property
     def state(self) -> str:
@@ -93,13 +96,16 @@ class StageFolder:
                     f"{self.files.uri(path)} holds another spec than {self.fingerprint}; move that folder away"
                 )
 
-    def plan(self, inputs: Mapping[str, str], units: Sequence[str], redo: Collection[str] = ()) -> StagePlan:
+    def plan(
+        self, inputs: Mapping[str, str], units: Sequence[str], redo: Collection[str] = (), *, least_attempt: int = 1
+    ) -> StagePlan:
         """Compare the records with one listing of the folder.
 
         inputs: role -> digest of what the stage reads. units: identities of its units, in order; ``()`` for a chain,
         whose links are found by ``Chain``. A part that is missing or has another size makes its unit pending.
         redo: units that are pending whatever is there, as the attempt after their current one; what is sealed stands
         until the next manifest. A manifest over a failed unit that was done since is no hit: it is sealed anew.
+        least_attempt: see ``force``.
         """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         input_digest = fingerprint(dict(inputs))
@@ -107,19 +113,21 @@ class StageFolder:
         own = [m for m in self._manifests(sizes, short(input_digest)) if m.input == input_digest]
         attempt = max((m.attempt for m in own), default=0) + 1
         newest = max((m for m in own if are_whole(m.parts, sizes)), key=lambda m: m.attempt, default=None)
-        if newest is not None and not redo and not self._was_mended(newest, sizes):
+        counts = newest is not None and newest.attempt >= least_attempt
+        if newest is not None and counts and not redo and not self._was_mended(newest, sizes):
             return StagePlan(newest, frozenset(), (), newest.attempt)
-        done, pending = self._split(units, sizes, frozenset(redo))
-        return StagePlan(None, done, pending, attempt, newest)
+        done, pending = self._split(units, sizes, frozenset(redo), least_attempt)
+        return StagePlan(None, done, pending, max(attempt, least_attempt), newest, least_attempt)
 
-    def receipts(self, units: Sequence[str], pending: Sequence[UnitTask] = ()) -> list[Receipt]:
-        """The receipts of all units, in order; raises StageFailedError when one is not done.
+    def receipts(self, units: Sequence[str], plan: StagePlan | None = None) -> list[Receipt]:
+        """The receipts of these units, in order; raises StageFailedError when one is not done.
 
-        pending: what the plan said was to do; of these units no attempt before that counts.
+        plan: of the work that has ended; no attempt counts that is older than what it said was to do.
         """
         sizes = {info.path: info.bytes for info in self.files.list(self.prefix)}
         sealed = _sealed_units(self._manifests(sizes))
-        first = {unit: _attempt(sealed, unit) for unit in units} | {task.unit: task.attempt for task in pending}
+        least, planned = (plan.least_attempt, {t.unit: t.attempt for t in plan.pending}) if plan else (1, {})
+        first = {unit: planned.get(unit, max(_attempt(sealed, unit), least)) for unit in units}
         standing = self._standing(first, sizes)
         found = [receipt for unit in units if (receipt := standing[unit][0]) is not None]
         if len(found) < len(units):
@@ -138,6 +146,26 @@ class StageFolder:
         return frozenset(
             unit for unit, (receipt, _) in standing.items() if receipt is not None and is_failed(receipt.parts)
         )
+
+    def forced(self, inputs: Mapping[str, str], token: str) -> int | None:
+        """The attempt that ``force`` gave to this token, or None when it was not asked."""
+        start = self._forced_start(inputs, token)
+        paths = (info.path for info in self.files.list(f"{self.prefix}/forced"))
+        return next((_number(path) for path in paths if path.startswith(start)), None)
+
+    def force(self, inputs: Mapping[str, str], token: str) -> int:
+        """The attempt from which records count for whoever makes this stage again, though it is done.
+
+        token: who asks. The first call writes it down, so that the same asker goes on with that attempt after a kill;
+        another token starts another. What is sealed stands for all others until the new manifest.
+        """
+        attempt = self.forced(inputs, token)
+        if attempt is None:
+            # above every attempt that left a trace: of a manifest, a unit, or a run that was forced and killed
+            folders = (f"{self.prefix}/{name}" for name in ("manifests", "units", "forced"))
+            attempt = 1 + max((_number(i.path) for folder in folders for i in self.files.list(folder)), default=0)
+            self.files.create(f"{self._forced_start(inputs, token)}{attempt:04d}.json", b"{}\n")
+        return attempt
 
     def put(
         self, name: str, suffix: str, data: bytes, *, rows: int, usable: int, counts: Mapping[str, int] | None = None
@@ -274,12 +302,20 @@ class StageFolder:
                 assert data is not None, f"{path} vanished while it was read"
                 yield decode_manifest(data, self.files.uri(path))
 
+    def _forced_start(self, inputs: Mapping[str, str], token: str) -> str:
+        return f"{self.prefix}/forced/{short(fingerprint(dict(inputs)))}-{short(fingerprint(token))}-"
+
     def _split(
-        self, units: Sequence[str], sizes: Mapping[str, int], redo: frozenset[str]
+        self, units: Sequence[str], sizes: Mapping[str, int], redo: frozenset[str], least_attempt: int
     ) -> tuple[frozenset[str], tuple[UnitTask, ...]]:
         sealed = _sealed_units(self._manifests(sizes))
-        open_units = [unit for unit in units if unit in redo or not self._is_settled(unit, sealed, sizes)]
-        standing = self._standing({unit: _attempt(sealed, unit) for unit in open_units}, sizes)
+        first = {unit: max(_attempt(sealed, unit), least_attempt) for unit in units}
+        open_units = [
+            unit
+            for unit in units
+            if unit in redo or first[unit] > _attempt(sealed, unit) or not self._is_settled(unit, sealed, sizes)
+        ]
+        standing = self._standing({unit: first[unit] for unit in open_units}, sizes)
         done: set[str] = set()
         pending: list[UnitTask] = []
         for index, unit in enumerate(units):
@@ -323,6 +359,11 @@ def _sealed_units(manifests: Iterable[Manifest]) -> dict[str, tuple[int, tuple[P
                 sealed[unit] = (attempt, manifest.parts[first : first + num_parts])
             first += num_parts
     return sealed
+
+
+def _number(path: str) -> int:
+    """The attempt that ends the name of a record."""
+    return int(path.removesuffix(".json").rsplit("-", 1)[-1])
 
 
 def _attempt(sealed: Mapping[str, tuple[int, tuple[Part, ...]]], unit: str) -> int:

@@ -37,13 +37,18 @@ class Holder:
 
 def this_process(run: str) -> Holder:
     """A new claim of the process that calls; ``run`` is what people call what it does."""
-    stat = _read_stat(os.getpid())
+    return process_of(os.getpid(), run)
+
+
+def process_of(pid: int, run: str) -> Holder:
+    """The same for another process of this machine."""
+    stat = _read_stat(pid)
     return Holder(
         id=uuid.uuid4().hex,
         run=run,
         host=socket.gethostname(),
         machine=_machine(),
-        pid=os.getpid(),
+        pid=pid,
         started=stat.started if stat else "",
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -32,7 +32,7 @@ def run(stage: StageFolder, *outcomes: dict[str, int], redo: frozenset[str] = fr
         return plan.manifest
     for task, counts in zip(plan.pending, outcomes, strict=True):
         do(stage, task, counts)
-    return stage.seal(INPUTS, stage.receipts(UNITS, plan.pending), attempt=plan.attempt)
+    return stage.seal(INPUTS, stage.receipts(UNITS, plan), attempt=plan.attempt)
 
 
 def attempts(manifest: Manifest) -> list[int]:
@@ -120,7 +120,7 @@ def test_a_unit_mended_for_other_data_is_taken_over(stage: StageFolder) -> None:
     others = {"data": fingerprint("grown data")}
     plan = stage.plan(others, UNITS, stage.failed_units(UNITS))
     do(stage, plan.pending[0])
-    stage.seal(others, stage.receipts(UNITS, plan.pending), attempt=plan.attempt)
+    stage.seal(others, stage.receipts(UNITS, plan), attempt=plan.attempt)
     assert run(stage).usable == 27
 
 

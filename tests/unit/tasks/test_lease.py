@@ -22,7 +22,7 @@ from mlcd_core.store.lease import Lease, Pace, take_lease
 from tasks import stage as stage_module
 from tasks.lease import stage_lease
 from tasks.run import Request, Run
-from tasks.stage import StageOutcome, run_stage
+from tasks.stage import Manner, StageOutcome, run_stage
 from tasks.work import Job, Made, StageWork
 
 INPUTS = {"data": "0" * 64}
@@ -74,7 +74,8 @@ class World:
         self._run = Run(Request(str(root)), self.files, load_config("laptop", environment={}, overrides={}), (), (), "")
 
     def run(self, wait_s: float = -1) -> StageOutcome:
-        return run_stage("embed", self._run, {}, None, wait_s=wait_s)  # type: ignore[arg-type]  # needs no Ray
+        manner = Manner(wait_s=wait_s)
+        return run_stage("embed", self._run, {}, None, manner)  # type: ignore[arg-type]  # needs no Ray
 
     def _make(self, job: Job) -> Made:
         self.made += 1
@@ -85,7 +86,7 @@ class World:
             part = job.folder.put(task.unit[:12], ".arrow", task.unit.encode(), rows=1, usable=1)
             job.folder.commit(task, [part])
         metrics = {"status": {"ok": 0}, "failed_units": []}
-        return Made(job.folder.receipts(UNITS, job.plan.pending), metrics)
+        return Made(job.folder.receipts(UNITS, job.plan), metrics)
 
     def take_over(self) -> Lease:
         """As a run elsewhere does that saw no heartbeat."""

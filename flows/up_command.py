@@ -1,0 +1,55 @@
+"""``mlcd up`` and ``mlcd down``: a Prefect server with a worker and the deployments on this machine, and their end."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from flows.options import add_output_options
+
+if TYPE_CHECKING:
+    from flows.options import Commands
+
+DEFAULT_PORT = 4200
+DONE = 0
+
+
+def add_parsers(commands: "Commands") -> None:
+    """Add ``up`` and ``down``."""
+    up = commands.add_parser("up", help="start a Prefect server, a worker and the deployments on this machine")
+    up.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"of the server, on 127.0.0.1 ({DEFAULT_PORT})")
+    up.set_defaults(command=_up)
+    down = commands.add_parser("down", help="stop what up has started; runs under way end and can be resumed")
+    down.set_defaults(command=_down)
+    for parser in (up, down):
+        add_output_options(parser)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from tasks.services import start_services
+
+    services = start_services(options.port, _tell)
+    if options.json:
+        print(json.dumps({"api": services.api, "pids": [process.pid for process in services.processes]}))
+    else:
+        print(
+            f"export PREFECT_API_URL={services.api}\n"
+            "prefect deployment run 'pipeline/local' -p data=demo -p root=$PWD/mlcd-data --watch\n"
+            "mlcd down"
+        )
+    return DONE
+
+
+def _down(options: argparse.Namespace) -> int:
+    from tasks.services import stop_services
+
+    stopped = stop_services(_tell)
+    if options.json:
+        print(json.dumps({"stopped": stopped}))
+    elif not stopped:
+        print("mlcd: nothing that mlcd up has started runs on this machine", file=sys.stderr)
+    return DONE
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
