@@ -10,21 +10,25 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from mlcd_core.charts import curves_png, data_uri, histogram_png
+from mlcd_core.errors import MlcdError
 from mlcd_core.store import Manifest
+from tasks.contact_sheets import cluster_sheet
 from tasks.reporting import best_effort_errors, stage_logger
+from tasks.run import Run
 from tasks.tables import cluster_table, failed_units_table, iterations_table, metrics_table
 
 
-def publish_stage_artifact(record: dict[str, Any], manifest: Manifest) -> None:
+def publish_stage_artifact(record: dict[str, Any], manifest: Manifest, run: Run) -> None:
     """Create the artifact ``mlcd-{stage}`` of the current run."""
+    sheet = _cluster_sheet(run, manifest) if manifest.stage == "label" and record["result"] != "cached" else None
     try:
-        create_markdown_artifact(stage_markdown(record, manifest), key=f"mlcd-{manifest.stage}")
+        create_markdown_artifact(stage_markdown(record, manifest, sheet), key=f"mlcd-{manifest.stage}")
     except best_effort_errors() as error:
         stage_logger().warning("the artifact of %s was not stored: %s", manifest.stage, error)
 
 
-def stage_markdown(record: dict[str, Any], manifest: Manifest) -> str:
-    """The stage's result as markdown: where it lies, what it counts, and its pictures."""
+def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | None = None) -> str:
+    """The stage's result as markdown: where it lies, what it counts, and its pictures; of label, the sheet (PNG)."""
     rows = [
         ("result", record["result"]),
         ("rows", f"{manifest.rows:,}, of them usable {manifest.usable:,}"),
@@ -37,7 +41,7 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest) -> str:
     head = f"# {manifest.stage}\n\n" + markdown_table(["", ""], rows)
     if record["result"] == "cached":
         return head  # the pictures are with the run that made the stage
-    return "\n\n".join([head, *_pictures(manifest)])
+    return "\n\n".join([head, *_pictures(manifest), *(_sheet_pictures(sheet) if sheet else [])])
 
 
 def markdown_table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
@@ -79,6 +83,19 @@ def _pictures(manifest: Manifest) -> list[str]:
         header, rows = metrics_table(metrics["scores"])
         return [markdown_table(header, rows)] if rows else ["No labels were given: cluster evidence only."]
     return []
+
+
+def _cluster_sheet(run: Run, label: Manifest) -> bytes | None:
+    """What some clusters look like; an image that cannot be read now is no reason to fail what is committed."""
+    try:
+        return cluster_sheet(run, label)
+    except MlcdError as error:
+        stage_logger().warning("no pictures of clusters: %s", error)
+        return None
+
+
+def _sheet_pictures(sheet: bytes) -> list[str]:
+    return ["Some clusters, a row each, the images nearest to the centroid first:", _picture("clusters", sheet)]
 
 
 def _embed_tables(manifest: Manifest) -> list[str]:

@@ -176,7 +176,7 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
         units_run=0 if plan.manifest else len({task.unit for task in plan.pending}) if work.units else 1,
         seconds=time.monotonic() - started,
     )
-    publish_stage_artifact(outcome.record(), manifest)
+    publish_stage_artifact(outcome.record(), manifest, run)
     return outcome
 
 

@@ -14,6 +14,7 @@ from tests.integration.harness import BIN, TINY, stop, write_scenes
 
 REPO = Path(__file__).parents[2]
 DEPLOYMENTS = {f"{flow}/local" for flow in ("pipeline", "embed", "cluster", "label", "train", "evaluate")}
+MOST_ARTIFACT_CHARACTERS = 300_000
 
 
 class PrefectUser:
@@ -63,7 +64,7 @@ def user(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_deploy_makes_the_pipeline_and_one_deployment_per_stage(user: PrefectUser) -> None:
-    done = user.prefect("--no-prompt", "deploy", "--all")
+    done = user.prefect("--no-prompt", "deploy", "--name", "local")
     assert done.returncode == 0, done.stdout + done.stderr
     found = user.post("deployments/filter", {})
     flows = {flow["id"]: flow["name"] for flow in user.post("flows/filter", {})}
@@ -106,3 +107,10 @@ def test_finished_stages_are_reused_and_shown_as_cached(user: PrefectUser) -> No
 def test_pictures_of_the_clustering_are_artifacts(user: PrefectUser) -> None:
     [artifact] = user.post("artifacts/latest/filter", {"artifacts": {"key": {"any_": ["mlcd-cluster"]}}})
     assert artifact["data"].count("data:image/png;base64,") == 2
+
+
+def test_clusters_are_shown_with_their_images(user: PrefectUser) -> None:
+    assert user.run("label/local").returncode == 0
+    [artifact] = user.post("artifacts/latest/filter", {"artifacts": {"key": {"any_": ["mlcd-label"]}}})
+    assert "![clusters](data:image/png;base64," in artifact["data"]
+    assert len(artifact["data"]) < MOST_ARTIFACT_CHARACTERS

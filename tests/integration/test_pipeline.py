@@ -5,6 +5,7 @@ One root serves the module and the tests build on each other in order, since eac
 
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import mlcd_core
+from tests.integration.counting_proxy import counted
 from tests.integration.harness import (
     Finished,
     Mlcd,
@@ -25,6 +27,7 @@ from tests.integration.harness import (
 )
 
 REPO = Path(__file__).parents[2]
+MOST_CALLS, CACHED_S = 30, 5.0  # of a stage that is committed
 STAGES = ["embed", "cluster", "label", "train", "evaluate"]
 
 
@@ -41,8 +44,9 @@ class World:
         self.root = folder / "root"
         self._mlcd = mlcd
 
-    def run(self, *words: str, **settings: object) -> Finished:
-        return self._mlcd("run", *self.request(), *tiny_settings(**settings), "--json", *words)
+    def run(self, *words: str, api: str = "", **settings: object) -> Finished:
+        mlcd = Mlcd(api) if api else self._mlcd
+        return mlcd("run", *self.request(), *tiny_settings(**settings), "--json", *words)
 
     def plan(self, **settings: object) -> dict[str, str]:
         done = self._mlcd("plan", *self.request(), *tiny_settings(**settings), "--json")
@@ -108,10 +112,13 @@ def test_labels_are_the_nearest_centroids_of_the_stored_embeddings(world: World)
     np.testing.assert_array_equal(matrix(run.labels()["scores"]), chosen_NL.astype(np.float16))
 
 
-def test_same_command_again_is_cached_and_changes_no_file(world: World) -> None:
+def test_same_command_again_is_cached_changes_no_file_and_asks_prefect_little(world: World, mlcd: Mlcd) -> None:
     before = world.listing()
-    done = world.run()
+    with counted(mlcd.api) as count:
+        done = world.run(api=count.api)
     assert done.code == 0, done.stderr
+    assert 0 < len(count.paths) <= MOST_CALLS * len(STAGES), Counter(count.paths)
+    assert max(stage["seconds"] for stage in done.summary["stages"]) < CACHED_S
     assert done.results() == dict.fromkeys(STAGES, "cached")
     assert all(stage["units_run"] == 0 for stage in done.summary["stages"])
     assert world.listing() == before
