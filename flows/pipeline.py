@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from mlcd_core.specs import StageName
+from tasks.artifacts import publish_run_artifact
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
 from tasks.stage import Manner
@@ -69,5 +70,6 @@ def pipeline(
     # the id is the same when the run is retried
     manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s)
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
+    publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
     return Failed(message=failed[0]["error"], data=summary) if failed else summary

@@ -11,11 +11,20 @@ from prefect.artifacts import create_markdown_artifact
 
 from mlcd_core.charts import curves_png, data_uri, histogram_png
 from mlcd_core.errors import MlcdError
+from mlcd_core.identity import short
 from mlcd_core.store import Manifest
 from tasks.contact_sheets import cluster_sheet
 from tasks.reporting import best_effort_errors, stage_logger
 from tasks.run import Run
 from tasks.tables import cluster_table, failed_units_table, iterations_table, metrics_table
+from tasks.work import UPSTREAM
+
+RESULT_STYLES = {
+    "cached": "fill:#d8f0dd,stroke:#2e7d4f,color:#000",
+    "ran": "fill:#d6e6f7,stroke:#0072b2,color:#000",
+    "failed": "fill:#fbd9d3,stroke:#d55e00,color:#000",
+    "skipped": "fill:#eeeeee,stroke:#999999,color:#000",
+}
 
 
 def publish_stage_artifact(record: dict[str, Any], manifest: Manifest, run: Run) -> None:
@@ -44,10 +53,56 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | No
     return "\n\n".join([head, *_pictures(manifest), *(_sheet_pictures(sheet) if sheet else [])])
 
 
+def publish_run_artifact(summary: Mapping[str, Any]) -> None:
+    """Create the artifact ``mlcd-run`` of the current flow run: what each stage did, and what hangs on what."""
+    try:
+        create_markdown_artifact(run_markdown(summary["stages"]), key="mlcd-run")
+    except best_effort_errors() as error:
+        stage_logger().warning("the artifact of the run was not stored: %s", error)
+
+
+def run_markdown(stages: Sequence[Mapping[str, Any]]) -> str:
+    """All stages of all rounds as a table, and their lineage, which the newer of Prefect's two UIs draws."""
+    rows = [
+        (
+            *([stage["round"]] if stages[-1]["round"] > 1 else []),
+            stage["stage"],
+            stage["result"],
+            stage["units_run"],
+            f"{stage['seconds']:.1f}",
+            f"{stage['rows']:,}" if stage["rows"] else "-",
+            short(stage["manifest_digest"]) if stage["manifest_digest"] else "-",
+            stage["error"] or stage["note"],
+        )
+        for stage in stages
+    ]
+    header = [*(["round"] if stages[-1]["round"] > 1 else [])]
+    header += ["stage", "result", "units run", "seconds", "rows", "digest", ""]
+    return "\n\n".join(["# run", markdown_table(header, rows), f"```mermaid\n{_lineage(stages)}\n```"])
+
+
+def _lineage(stages: Sequence[Mapping[str, Any]]) -> str:
+    """A flowchart: each stage with its result and digest, and arrows from what it reads."""
+    names = {(stage["round"], stage["stage"]): f"{stage['stage']}{stage['round']}" for stage in stages}
+    lines = ["flowchart LR"]
+    for stage in stages:
+        digest = f"<br/>{short(stage['manifest_digest'])}" if stage["manifest_digest"] else ""
+        name = names[stage["round"], stage["stage"]]
+        lines.append(f'  {name}["{stage["stage"]}<br/>{stage["result"]}{digest}"]:::{stage["result"]}')
+        lines += [f"  {names[stage['round'], upstream]} --> {name}" for upstream in UPSTREAM[stage["stage"]]]
+        if stage["stage"] == "embed" and stage["round"] > 1:
+            lines.append(f"  {names[stage['round'] - 1, 'train']} --> {name}")
+    return "\n".join([*lines, *(f"  classDef {result} {style}" for result, style in RESULT_STYLES.items())])
+
+
 def markdown_table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     """A GitHub-flavoured markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _pictures(manifest: Manifest) -> list[str]:
