@@ -36,14 +36,14 @@ def counted(api: str) -> Iterator[Count]:
 def _serve(listener: socket.socket, upstream: tuple[str, int], count: Count) -> None:
     with suppress(OSError):  # the listener is closed at the end
         while True:
-            client, _ = listener.accept()
+            client, _ = listener.accept()  # closed by the thread that reads it, and so is the other
             server = socket.create_connection(upstream)
             for source, target, paths in ((client, server, count.paths), (server, client, None)):
                 threading.Thread(target=_pass_on, args=(source, target, paths), daemon=True).start()
 
 
 def _pass_on(source: socket.socket, target: socket.socket, paths: list[str] | None) -> None:
-    with suppress(OSError):
+    with source, suppress(OSError):  # the other direction closes the other end
         while data := source.recv(CHUNK):
             if paths is not None:
                 paths += [path.decode() for path in REQUEST.findall(data)]
