@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from mlcd_core.images.decode import decode_images
 
 THUMB, GAP, CAPTION = 48, 2, 14  # pixels
-MOST_PIXELS = 64_000_000
 _PALETTE_COLORS = 128
 
 
@@ -28,8 +27,8 @@ def pick_rows(
 ) -> dict[int, list[int]]:
     """Cluster -> its rows that lie nearest to its centroid, nearest first, of some clusters drawn at random.
 
-    N rows, L labels each, the nearest first; -1 for a row without labels. Only clusters with ``columns`` rows are
-    drawn, of others all, the largest first, where those are too few. In order of the cluster's number.
+    N rows, L labels each, the nearest first; -1 for a row without labels. Clusters with ``columns`` rows or more are
+    drawn first, then smaller ones, the largest before the others. In order of the cluster's number.
     """
     own_N = labels_NL[:, 0]
     found, counts = np.unique(own_N[own_N >= 0], return_counts=True)
@@ -41,8 +40,11 @@ def pick_rows(
     return {cluster: [int(n) for n in nearest_first_N if own_N[n] == cluster][:columns] for cluster in chosen}
 
 
-def contact_sheet_png(rows: Sequence[SheetRow]) -> bytes:
-    """The sheet as PNG with a palette of 128 colours; an image that cannot be decoded is black."""
+def contact_sheet_png(rows: Sequence[SheetRow], *, max_pixels: int) -> bytes:
+    """The sheet as PNG with a palette of 128 colours; an image that cannot be decoded is black.
+
+    max_pixels: of an image, as for ``decode_images``.
+    """
     columns = max((len(row.images) for row in rows), default=1)
     row_height = CAPTION + THUMB + GAP
     sheet = Image.new("RGB", (columns * (THUMB + GAP), max(1, len(rows) * row_height)), "white")
@@ -50,7 +52,7 @@ def contact_sheet_png(rows: Sequence[SheetRow]) -> bytes:
     for number, row in enumerate(rows):
         top = number * row_height
         draw.text((1, top + 1), row.caption, fill="black")
-        pixels_BCHW = decode_images(list(row.images), image_size=THUMB, max_pixels=MOST_PIXELS).pixels_BCHW
+        pixels_BCHW = decode_images(list(row.images), image_size=THUMB, max_pixels=max_pixels).pixels_BCHW
         for column, pixels_CHW in enumerate(pixels_BCHW):
             thumb = Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))
             sheet.paste(thumb, (column * (THUMB + GAP), top + CAPTION))

@@ -27,7 +27,7 @@ def cluster_sheet(run: Run, label: Manifest) -> bytes | None:
         SheetRow(f"cluster {cluster:,}", [image for n in rows if (image := images[n]) is not None])
         for cluster, rows in picked.items()
     ]
-    return contact_sheet_png(rows)
+    return contact_sheet_png(rows, max_pixels=run.config.embed.max_pixels)
 
 
 def _first_rows(run: Run, label: Manifest) -> tuple[list[bytes | None], np.ndarray, np.ndarray]:

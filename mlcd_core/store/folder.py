@@ -38,8 +38,8 @@ from mlcd_core.store.records import (
 
 # names of ``tables.RowStatus`` that all rows of a unit get when it could not be done
 FAILED_STATUSES = frozenset({"worker_died", "unreadable"})
-UNITS_PER_CALL = 64  # a call of the pool costs more than to read a receipt from a disk
 READERS = 16  # receipts read at a time: one by one, 40,000 take a quarter of an hour from S3
+UNITS_PER_CALL = 64  # from a disk a receipt is read faster than a pool is called
 
 
 @dataclass(frozen=True)

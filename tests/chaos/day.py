@@ -12,7 +12,6 @@ import random
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.harness import BIN, TINY, write_id_of, write_scenes
+from tests.integration.harness import BIN, TINY, post, write_id_of, write_scenes
 from tests.servers import free_port
 
 STAGES = ("embed", "cluster", "label", "train", "evaluate")
@@ -63,11 +62,7 @@ class Day:
         return str(self.newest_run()["id"])
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        return post(self.api, path, body)
 
     def newest_run(self) -> Any:
         [run] = self.post("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})

@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.harness import BIN, TINY, stop, write_scenes
+from tests.integration.harness import BIN, TINY, post, stop, write_scenes
 
 REPO = Path(__file__).parents[2]
 DEPLOYMENTS = {f"{flow}/local" for flow in ("pipeline", "embed", "cluster", "label", "train", "evaluate")}
@@ -38,11 +37,7 @@ class PrefectUser:
         return self.prefect("deployment", "run", deployment, *words, "--watch", "--watch-timeout", "300")
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        return post(self.api, path, body)
 
     def last_state_message(self) -> str:
         [run] = self.post("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})
