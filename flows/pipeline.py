@@ -17,6 +17,7 @@ from tasks.artifacts import publish_run_artifact
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
 from tasks.stage import Manner
+from tasks.summary import RunFailedError
 
 Stage = Literal["", "embed", "cluster", "label", "train", "evaluate"]
 
@@ -72,4 +73,8 @@ def pipeline(
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]
-    return Failed(message=failed[0]["error"], data=summary) if failed else summary
+    if failed:
+        text = failed[0]["error"]
+        # an exception, for Prefect raises what a failed state holds
+        return Failed(message=text, data=RunFailedError(text, summary))
+    return summary

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     from tasks.ray_session import check_ray_address
     from tasks.rounds import check_rounds
     from tasks.run import check_force, open_run, selected_stages
+    from tasks.summary import RunFailedError
     from tasks.train import check_train
 
     request = request_of(options)
@@ -88,9 +89,10 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
         ray_address=options.ray_address,
         return_state=True,
     )
-    summary = state.result(raise_on_failure=False)
-    if isinstance(summary, BaseException):
-        raise summary
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException) and not isinstance(result, RunFailedError):
+        raise result
+    summary = result.summary if isinstance(result, RunFailedError) else result
     _show(summary, options, root=request.root)
     if any(stage.get("code") in LEASE_CODES for stage in summary["stages"]):
         return HELD

@@ -2,7 +2,16 @@
 
 from typing import Any
 
+from mlcd_core.errors import StageFailedError
 from tasks.stage import StageOutcome
+
+
+class RunFailedError(StageFailedError):
+    """A stage of a run failed: the text is its error, ``summary`` what the run has made all the same."""
+
+    def __init__(self, text: str, summary: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.summary = summary
 
 
 def run_summary(outcomes: list[StageOutcome]) -> dict[str, Any]:

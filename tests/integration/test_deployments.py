@@ -81,6 +81,9 @@ def test_watched_run_exits_1_when_a_stage_fails_and_says_why(user: PrefectUser) 
     done = user.run("pipeline/local", until="cluster", overrides={**TINY, "cluster.num_centroids": 1000})
     assert done.returncode == 1, done.stdout + done.stderr
     assert "cluster.num_centroids <= 20" in user.last_state_message()
+    said = (user.data.parent / "worker.log").read_text()
+    assert "RunFailedError: TooFewRowsError: 1,000 centroids" in said
+    assert "TypeError" not in said
 
 
 def test_relative_root_is_refused(user: PrefectUser) -> None:
