@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
 from tasks.reporting import best_effort_errors, stage_logger
 
 UPDATE_EVERY_S = 5.0
@@ -27,6 +25,8 @@ class PrefectBar:
         if self._is_broken or (percent < 100 and now - self._shown_at < UPDATE_EVERY_S):
             return
         self._shown_at = now
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
         try:
             if self._artifact is None:
                 artifact = create_progress_artifact(percent, key=self._key, description=text)

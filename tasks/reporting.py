@@ -1,16 +1,13 @@
 """Core events as lines in the flow run's log, at most every few seconds.
 
-Progress is best effort: a Prefect server that does not answer must never fail a stage.
+Progress is best effort: a Prefect server that does not answer must never fail a stage. Prefect is imported where it is
+used: ``mlcd plan`` reads the stages' modules too, and the import takes two seconds.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-import httpx
-from prefect.exceptions import MissingContextError, PrefectException
-from prefect.logging import get_run_logger
 
 from mlcd_core.events import Report, Value
 
@@ -57,14 +54,28 @@ def prefect_report() -> Iterator[Report]:
 
 def stage_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     """The task run's logger, or a plain one outside a run."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
     try:
         return get_run_logger()
     except MissingContextError:
         return logging.getLogger("mlcd")
 
 
+def running_task() -> str:
+    """The name of the task of the current run; "" outside one."""
+    from prefect.context import TaskRunContext
+
+    context = TaskRunContext.get()
+    return context.task.name if context else ""
+
+
 def best_effort_errors() -> tuple[type[Exception], ...]:
     """What a Prefect server that is down or busy raises; caught only around what is shown, never around work."""
+    import httpx
+    from prefect.exceptions import PrefectException
+
     return (httpx.HTTPError, PrefectException)
 
 

@@ -6,17 +6,16 @@ It runs in the driver's thread that takes the workers' events, so a slow server 
 import time
 from collections.abc import Callable, Mapping
 
-from prefect.context import TaskRunContext
-
 from mlcd_core.events import Report, Value, silent
 from tasks.progress_bar import PrefectBar
+from tasks.reporting import running_task
 
 KEY = "mlcd-train-progress"
 
 
 def train_progress(*, now: Callable[[], float] = time.monotonic) -> Report:
     """A reporter of the current task run's progress; ``silent`` outside one."""
-    return _Bar(now) if TaskRunContext.get() else silent
+    return _Bar(now) if running_task() else silent
 
 
 class _Bar:

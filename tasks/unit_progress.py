@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from prefect.context import TaskRunContext
-
 from mlcd_core.events import Report, Value
 from tasks.progress_bar import PrefectBar
+from tasks.reporting import running_task
 
 RECENT_S = 60.0
 # the phases of a unit, by what its worker waits for in them
@@ -99,8 +98,8 @@ class UnitProgress:
 
 def unit_progress(report: Report, *, num_units: int, num_rows: int) -> UnitProgress:
     """Progress of the current stage, with a bar in the Prefect UI inside a task run."""
-    context = TaskRunContext.get()
-    bar = PrefectBar(f"mlcd-{context.task.name}-progress") if context else None
+    stage = running_task()
+    bar = PrefectBar(f"mlcd-{stage}-progress") if stage else None
     return UnitProgress(report, num_units=num_units, num_rows=num_rows, bar=bar)
 
 

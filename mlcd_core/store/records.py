@@ -74,10 +74,8 @@ def content_digest(parts: tuple[Part, ...]) -> str:
 
 def encode(record: Receipt | Manifest) -> bytes:
     """The record as canonical JSON with a checksum line over it, ended by a newline."""
-    body = canonical_json(asdict(record))
-    return (
-        json.dumps({"sha256": sha256_hex(body.encode()), "record": json.loads(body)}, sort_keys=True).encode() + b"\n"
-    )
+    body = canonical_json(asdict(record)).encode()
+    return b'{"record":%b,"sha256":"%b"}\n' % (body, sha256_hex(body).encode())
 
 
 def decode_receipt(data: bytes, where: str) -> Receipt:
@@ -146,7 +144,9 @@ def _decode(data: bytes, where: str) -> dict[str, Any]:
         expected = wrapped["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise _corrupt(where, f"it is not a record ({error})") from error
-    if sha256_hex(canonical_json(record).encode()) != expected:
+    written = data[len(b'{"record":') : -len(b',"sha256":""}\n') - 64]
+    # the bytes as ``encode`` spells them, for that is three times as fast; else another spelling of the same record
+    if sha256_hex(written) != expected and sha256_hex(canonical_json(record).encode()) != expected:
         raise _corrupt(where, "its checksum does not match its content")
     return record
 

@@ -76,6 +76,11 @@ def test_importing_the_flows_loads_nothing_heavy() -> None:
     assert loaded_after("import flows.pipeline") & HEAVY == set()
 
 
+def test_planning_stages_loads_neither_prefect_nor_anything_heavy() -> None:
+    code = "import tasks.rounds; from tasks import cluster, embed, evaluate, label, train"
+    assert loaded_after(code) & (HEAVY | {"prefect"}) == set()
+
+
 def test_help_needs_neither_prefect_nor_pydantic() -> None:
     code = "import flows.command as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
     script = f"import sys\n{code}\nprint(*sorted(name.split('.')[0] for name in sys.modules))"

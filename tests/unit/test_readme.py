@@ -11,6 +11,7 @@ from mlcd_core.config import all_keys, load_config
 
 REPO = Path(__file__).parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join([README, *(path.read_text(encoding="utf-8") for path in sorted((REPO / "docs").glob("*.md")))])
 
 
 def blocks(language: str) -> list[str]:
@@ -55,11 +56,10 @@ def test_deployment_commands_name_real_deployments_and_parameters() -> None:
 
     from flows.pipeline import pipeline
 
-    [words] = [words for words in typed_commands() if words[:3] == ["prefect", "deployment", "run"]]
-    names = {
-        deployment["entrypoint"].split(":")[1]
-        for deployment in yaml.safe_load((REPO / "prefect.yaml").read_text())["deployments"]
-    }
-    assert words[3].split("/")[0] in names
-    given = [words[i + 1].split("=")[0] for i, word in enumerate(words) if word == "-p"]
-    assert set(given) <= set(pipeline.parameters.properties)
+    typed = re.findall(r"prefect deployment run '(\S+)'(.*)", PAGES)
+    deployments = yaml.safe_load((REPO / "prefect.yaml").read_text())["deployments"]
+    names = {f"{deployment['entrypoint'].split(':')[1]}/{deployment['name']}" for deployment in deployments}
+    assert len(typed) >= 3
+    for name, options in typed:
+        assert name in names
+        assert set(re.findall(r"-p (\w+)=", options)) <= set(pipeline.parameters.properties)

@@ -140,7 +140,7 @@ def test_damaged_records_are_refused_with_their_name(files: Files) -> None:
     stage = folder(files)
     finish(stage)
     [manifest] = paths(stage, "manifests")
-    files.put(manifest, files.read(manifest).replace(b'"rows": 10', b'"rows": 11', 1))
+    files.put(manifest, files.read(manifest).replace(b'"rows":10', b'"rows":11', 1))
     with pytest.raises(CorruptRecordError, match=manifest):
         stage.plan(INPUTS, UNITS)
 

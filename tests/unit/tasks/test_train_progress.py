@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from uuid import UUID
 
 import httpx
+import prefect.artifacts
 import pytest
 
 from mlcd_core.events import silent
-from tasks import progress_bar, train_progress
+from tasks import train_progress
 from tasks.train_progress import _Bar
 
 
@@ -20,8 +21,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         shown.append(progress)
         return UUID(int=0)
 
-    monkeypatch.setattr(progress_bar, "create_progress_artifact", create)
-    monkeypatch.setattr(progress_bar, "update_progress_artifact", lambda _, progress, **__: shown.append(progress))
+    monkeypatch.setattr(prefect.artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(prefect.artifacts, "update_progress_artifact", lambda _, progress, **__: shown.append(progress))
     return shown
 
 
@@ -51,7 +52,7 @@ def test_a_server_that_does_not_answer_is_asked_once(
     def fail(progress: float, **_: object) -> UUID:
         raise httpx.ConnectError("no server")
 
-    monkeypatch.setattr(progress_bar, "create_progress_artifact", fail)
+    monkeypatch.setattr(prefect.artifacts, "create_progress_artifact", fail)
     train(range(0, 1000, 10))
     assert [record.getMessage() for record in caplog.records] == ["the progress of train is no longer shown: no server"]
 

@@ -5,9 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import prefect.artifacts
 import pytest
 
-from tasks import progress_bar
 from tasks.progress_bar import PrefectBar
 from tasks.unit_progress import UnitProgress
 
@@ -102,8 +102,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         got.append(progress)
         return UUID(int=0)
 
-    monkeypatch.setattr(progress_bar, "create_progress_artifact", create)
-    monkeypatch.setattr(progress_bar, "update_progress_artifact", lambda _, progress, **__: got.append(progress))
+    monkeypatch.setattr(prefect.artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(prefect.artifacts, "update_progress_artifact", lambda _, progress, **__: got.append(progress))
     return got
 
 
@@ -121,7 +121,7 @@ def test_a_server_that_does_not_answer_is_asked_once(
     def fail(progress: float, **_: object) -> UUID:
         raise httpx.ConnectError("no server")
 
-    monkeypatch.setattr(progress_bar, "create_progress_artifact", fail)
+    monkeypatch.setattr(prefect.artifacts, "create_progress_artifact", fail)
     times = iter(range(0, 100, 10))
     bar = PrefectBar("mlcd-embed-progress", now=lambda: next(times))
     bar(10, "")
