@@ -69,7 +69,8 @@ class LocalFiles:
     def read(self, path: str) -> bytes | None:
         with self._explained("read", path):
             try:
-                return (self.root / path).read_bytes()
+                with open(os.path.join(self.root, path), "rb") as file:
+                    return file.read()
             except FileNotFoundError:
                 return None
 
@@ -96,7 +97,8 @@ class LocalFiles:
 
     def list(self, prefix: str) -> list[FileInfo]:
         with self._explained("list", prefix):
-            found = list(_files_below(self.root / prefix, prefix))
+            found: list[FileInfo] = []
+            _add_files(found, str(self.root / prefix), prefix)
             return sorted(found, key=lambda info: info.path)
 
     def delete(self, path: str) -> None:
@@ -143,8 +145,8 @@ class LocalFiles:
             ) from error
 
 
-def _files_below(folder: Path, prefix: str) -> Iterator[FileInfo]:
-    """By scandir: pathlib takes 2.5 s for 80,000 files."""
+def _add_files(found: list[FileInfo], folder: str, prefix: str) -> None:
+    """All files below a folder, by scandir: pathlib takes 2.5 s for 80,000."""
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -153,10 +155,10 @@ def _files_below(folder: Path, prefix: str) -> Iterator[FileInfo]:
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from _files_below(Path(entry.path), name)
+                _add_files(found, entry.path, name)
             elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
                 with suppress(FileNotFoundError):  # removed since the folder was read
-                    yield FileInfo(name, entry.stat().st_size)
+                    found.append(FileInfo(name, entry.stat().st_size))
 
 
 def is_alive(pid: int) -> bool:
