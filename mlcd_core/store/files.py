@@ -69,7 +69,7 @@ class LocalFiles:
     def read(self, path: str) -> bytes | None:
         with self._explained("read", path):
             try:
-                with open(os.path.join(self.root, path), "rb") as file:
+                with open(f"{self.root}/{path}", "rb") as file:
                     return file.read()
             except FileNotFoundError:
                 return None
