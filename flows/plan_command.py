@@ -26,6 +26,8 @@ def add_parsers(commands: "Commands") -> None:
     plan.set_defaults(command=_plan)
     plan.add_argument("--data", default="", help="the shards; without them only the cost of clustering is estimated")
     plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
+    plan.add_argument("--probe", action="store_true", help="first run all stages on a sample, to tell what they cost")
+    plan.add_argument("--price", type=float, metavar="P", help="of an hour of the machines, to tell what a run costs")
     why = commands.add_parser("why", help="why stages would run: what differs from the nearest result")
     why.set_defaults(command=_why, rows=None)
     why.add_argument("stage", nargs="?", default="", metavar="STAGE", help="this one alone (default: all)")
@@ -41,9 +43,14 @@ def add_parsers(commands: "Commands") -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from mlcd_core.errors import ConfigError
     from tasks.rounds import plan_rounds
 
-    plan = plan_rounds(request_of(options), options.rounds, num_rows=options.rows)
+    if options.probe and not options.data:
+        raise ConfigError("--probe measures the stages on a sample of the data; give --data")
+    plan = plan_rounds(request_of(options), options.rounds, num_rows=options.rows, with_probe=options.probe)
+    for cost in (stage["cost"] for stage in plan["stages"] if stage["cost"]):
+        cost["price"] = None if options.price is None else cost["seconds"] / 3600 * options.price
     if options.json:
         print(json.dumps(plan))
     else:

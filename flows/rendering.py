@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.costs_text import costs_text
 from flows.estimate_text import estimate_text
 from flows.why_text import why_words
 from tasks.tables import metrics_table
@@ -40,7 +41,7 @@ def plan_text(plans: Sequence[Record], estimate: Record) -> str:
     ]
     header = ["stage", "plan", "missing", "units", "spec", ""]
     table = aligned(*_by_round(plans, header, rows)) if rows else ""
-    return "\n\n".join(block for block in (table, estimate_text(estimate)) if block)
+    return "\n\n".join(block for block in (table, costs_text(plans), estimate_text(estimate)) if block)
 
 
 def status_text(stages: Sequence[Record]) -> str:

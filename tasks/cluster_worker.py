@@ -16,6 +16,7 @@ from mlcd_core.runtimes import ClusterRuntime
 from mlcd_core.specs import ClusterSpec
 from mlcd_core.store import Part, Receipt, open_files
 from tasks.cluster_links import LinkWriter, links_before, read_parts, read_state, read_sums
+from tasks.rendezvous import address_of, connect_store, serve_store
 from tasks.work import ChainAddress
 
 if TYPE_CHECKING:
@@ -66,13 +67,8 @@ class ClusterWorker:
 
     def open_store(self) -> tuple[str, int]:
         """Open a rendezvous on this node; returns its host and port."""
-        import ray
-        import torch.distributed as dist
-
-        is_alone = sum(node["Alive"] for node in ray.nodes()) == 1
-        host = "127.0.0.1" if is_alone else ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        return host, self._store.port
+        self._store = serve_store()
+        return address_of(self._store)
 
     def fit(self, attempt: int, address: tuple[str, int], newest: Receipt | None) -> dict[str, Any] | Left:
         """Run k-means with the other ranks from link ``newest`` on; rank 0 commits the links.
@@ -110,7 +106,7 @@ class ClusterWorker:
         backend = "gloo" if self._job.device == "cpu" else "cpu:gloo,cuda:nccl"
         timeout = timedelta(seconds=GROUP_TIMEOUT_S + 2 * self._job.runtime.save_seconds)
         try:
-            store = self._store if self._rank == 0 else dist.TCPStore(*address, is_master=False)  # type: ignore[attr-defined]
+            store = self._store if self._rank == 0 else connect_store(address)
             dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world, timeout=timeout)
         except RuntimeError as error:
             raise WorkerLostError(f"the k-means workers could not form a group ({error}); run again") from error

@@ -1,5 +1,6 @@
 """evaluate: probes of the trained tower, the untrained tower and the source embedder; one unit, one metrics file."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,26 +78,30 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
             threads = {"OMP_NUM_THREADS": str(runtime.threads), "MKL_NUM_THREADS": str(runtime.threads)}
             worker = ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(evaluate_unit)
             job.report("evaluate", {"train_shards": len(run.shards), "test_shards": len(run.eval_shards)})
-            ray.get(worker.remote(job_of_worker, job.plan.pending[0]))
+            job.report("measured", ray.get(worker.remote(job_of_worker, job.plan.pending[0])))
         [receipt] = job.folder.receipts((unit,), job.plan)
         return Made([receipt], metrics=receipt.state)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=(unit,))
 
 
-def evaluate_unit(job: EvaluateJob, task: UnitTask) -> None:
-    """Measure everything there are labels for, and commit it as one JSON file."""
+def evaluate_unit(job: EvaluateJob, task: UnitTask) -> dict[str, float]:
+    """Measure everything there are labels for, and commit it as one JSON file.
+
+    Returns the images that were encoded (``work``, each once per embedder) and the seconds it took (``work_s``).
+    """
     import torch
 
     torch.set_num_threads(job.runtime.threads)
     with ThreadPoolExecutor(job.runtime.threads) as pool:
-        metrics = _measure(job, pool)
+        metrics, encoded = _measure(job, pool)
     folder = StageFolder(open_files(job.root), job.spec)
     part = folder.put(short(task.unit), ".json", canonical_json(metrics).encode() + b"\n", rows=0, usable=0)
     folder.commit(task, [part], state=metrics)
+    return encoded
 
 
-def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], dict[str, float]]:
     from mlcd_core.embedding import joined_embeddings
     from mlcd_core.evaluate.compare import compare_features, describe_clusters, encode_shards
     from mlcd_core.evaluate.shard_rows import read_raw_labels
@@ -107,17 +112,21 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
     usable_N = labels_NL[:, 0] >= 0
     embeddings_ND = joined_embeddings([read_part(files, part) for part in job.embed.parts])
     raw_labels = None
+    encoded: dict[str, float] = {}
     probes: dict[str, Any] = {"scores": {}, "details": {}}
     if job.spec.label_column:
         raw_labels = read_raw_labels(job.shards, spec=job.spec, usable_N=usable_N)
     if job.spec.label_column and job.eval_shards:
         embedders = _embedders(job, files)
         towers = {name: embedder for name, embedder in embedders.items() if name != "source"}
+        started = time.perf_counter()
         train = encode_shards(job.shards, towers, spec=job.spec, pool=pool, usable_N=usable_N)
         if "source" in embedders:
             train.features["source"] = embeddings_ND[train.positions_N].astype(np.float32)
         captions = job.embed_spec.caption_column if job.embed_spec.feature == "image_text_mean" else ""
         test = encode_shards(job.eval_shards, embedders, spec=job.spec, pool=pool, caption_column=captions)
+        images = len(train.labels) * len(towers) + len(test.labels) * len(embedders)
+        encoded = {"work": images, "work_s": round(time.perf_counter() - started, 3)}
         probes = compare_features(train, test, spec=job.spec)
         probes["scores"].setdefault("source", NO_SCORES)
     clusters = describe_clusters(
@@ -127,7 +136,7 @@ def _measure(job: EvaluateJob, pool: ThreadPoolExecutor) -> dict[str, Any]:
         raw_labels=raw_labels,
         seed=job.spec.seed,
     )
-    return {**probes, "clusters": clusters}
+    return {**probes, "clusters": clusters}, encoded
 
 
 def _embedders(job: EvaluateJob, files: Files) -> dict[str, "Embedder"]:

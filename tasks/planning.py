@@ -1,8 +1,10 @@
 """``plan``: what a run would do. ``status``: what a run has made. Neither starts anything."""
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mlcd_core.config import SPECS, Config, stage_spec
@@ -14,6 +16,7 @@ from mlcd_core.specs import STAGES, ClusterSpec, StageName
 from mlcd_core.store import Chain, Files, Manifest, StageFolder, open_files
 from mlcd_core.store.claims import Claims
 from mlcd_core.store.holder import is_gone
+from tasks.costs import Cost, plan_costs, run_size
 from tasks.pin import Pinned, resolve_pins
 from tasks.reasons import Why, why_pending
 from tasks.run import Request, Run, open_run, read_settings
@@ -25,11 +28,12 @@ PAPER = "paper"
 HOLDER_SHOWN = ("run", "host", "pid", "since")
 
 
-def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]:
+def plan_run(request: Request, *, num_rows: int | None = None, with_probe: bool = False) -> dict[str, Any]:
     """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering costs.
 
     num_rows: rows to estimate for; those of the data when None. Without data nothing is looked up, and ``paper`` is
-    estimated for the paper's images. Raises ConfigError when there is neither data nor a number of rows, or only a pin.
+    estimated for the paper's images. with_probe: run all stages on a sample first, for their cost.
+    Raises ConfigError when there is neither data nor a number of rows, or only a pin; and as ``probe``.
     """
     if num_rows is not None and num_rows < 1:
         raise ConfigError(f"rows is {num_rows}; expected the number of images, 1 or more")
@@ -37,8 +41,11 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
         run = open_run(request)
         pinned = resolve_pins(run)
         check_train(run)
-        num_rows = num_rows or sum(shard.rows for shard in run.shards)
-        return {"stages": plan_stages(run, pinned), "estimate": _estimate(run.config, num_rows, pinned.get("cluster"))}
+        estimate = _estimate(run.config, num_rows or sum(shard.rows for shard in run.shards), pinned.get("cluster"))
+        stages = plan_stages(run, pinned)
+        for stage, cost in zip(stages, _costs(run, stages, estimate["num_centroids"], with_probe), strict=True):
+            stage["cost"] = cost and asdict(cost)
+        return {"stages": stages, "estimate": estimate}
     if request.pin:
         raise ConfigError("a pin is given without data, so nothing could be labelled; give --data")
     if num_rows is None:
@@ -46,6 +53,17 @@ def plan_run(request: Request, *, num_rows: int | None = None) -> dict[str, Any]
             raise ConfigError("there is neither data nor a number of rows; give --data, or --rows for an estimate")
         num_rows = PAPER_IMAGES
     return {"stages": [], "estimate": _estimate(read_settings(request), num_rows, None)}
+
+
+def _costs(run: Run, stages: Sequence[Mapping[str, Any]], num_centroids: int, with_probe: bool) -> list[Cost | None]:
+    size = run_size(run, num_centroids)
+    if not with_probe:
+        return plan_costs(run, stages, size, {"a run under this root": run.files})
+    from tasks.probe import probe  # it runs stages, and planning by itself needs no Prefect
+
+    with tempfile.TemporaryDirectory(prefix="mlcd-probe-") as folder:
+        probed = probe(run, Path(folder), num_centroids=num_centroids)
+        return plan_costs(run, stages, size, {"the probe": probed})
 
 
 def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str, Any]:
@@ -105,6 +123,7 @@ def _entry(
         "units_missing": missing,
         "units_total": total,
         "note": note,
+        "cost": None,
         **asdict(Why()),
     }
 

@@ -23,6 +23,11 @@ OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry 
 # logical: actors of one stage, Ray Data's own operators and Train's controller must all find a slot
 FEWEST_CPUS, SPARE_CPUS = 8, 2
 
+# Ray takes a loopback address for the machine's own unless it is told that there will be no cluster; read at its import
+_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+}
 # of worker processes, wherever they are
 _WORKERS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # two torch workers need 20 to 35 s to start on two cores
@@ -55,12 +60,12 @@ class RaySession:
 
     def start(self) -> None:
         """Start a local session if this process has none."""
+        for name, value in {**_QUIET, **_WORKERS, **({} if self.address else _LOOPBACK)}.items():
+            os.environ.setdefault(name, value)
         import ray.data
 
         if ray.is_initialized():
             return
-        for name, value in {**_QUIET, **_WORKERS}.items():
-            os.environ.setdefault(name, value)
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         if self.address:
             self._join()

@@ -48,10 +48,12 @@ def next_round(first: Request, number: int, before: Run, trained: Manifest) -> R
     return open_run(replace(first, name=f"{first.name}-round{number}", overrides=overrides))
 
 
-def plan_rounds(request: Request, rounds: int, *, num_rows: int | None = None) -> dict[str, Any]:
+def plan_rounds(
+    request: Request, rounds: int, *, num_rows: int | None = None, with_probe: bool = False
+) -> dict[str, Any]:
     """``plan_run`` with the stages of all rounds; those of a round whose tower is not trained yet wait for it."""
     check_rounds(request, STAGES, rounds)
-    plan = plan_run(request, num_rows=num_rows)
+    plan = plan_run(request, num_rows=num_rows, with_probe=with_probe)
     plan["stages"] = [{**stage, "round": 1} for stage in plan["stages"]]
     if rounds == 1 or not request.data:
         return plan
@@ -77,5 +79,5 @@ def _trained(run: Run) -> Manifest | None:
 
 
 def _waiting(number: int) -> list[dict[str, Any]]:
-    entry = {"plan": "waits", "spec": "-", "units_missing": None, "units_total": None, **asdict(Why())}
+    entry = {"plan": "waits", "spec": "-", "units_missing": None, "units_total": None, "cost": None, **asdict(Why())}
     return [{"stage": stage, **entry, "note": f"waits for train of round {number}"} for stage in STAGES]

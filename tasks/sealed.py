@@ -16,8 +16,8 @@ DIGEST = re.compile(r"[0-9a-f]{12,64}")
 
 def sealed_manifests(files: Files, stage: str) -> Iterable[Manifest]:
     """Every manifest of a stage, of all specs, inputs and attempts."""
-    for info in files.list(stage):
-        if "/manifests/" in info.path:
+    for spec12 in files.folders(stage):  # a listing of the stage would hold every receipt
+        for info in files.list(f"{stage}/{spec12}/manifests"):
             data = files.read(info.path)
             assert data is not None, f"{info.path} vanished while it was read"
             yield decode_manifest(data, files.uri(info.path))

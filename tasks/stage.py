@@ -36,6 +36,7 @@ from tasks.run_record import RunRecord
 from tasks.tables import stage_note
 from tasks.train import check_train
 from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
+from tasks.work_clock import WorkClock
 
 UNBEGUN = sys.maxsize  # an attempt that nothing has: what is forced is not begun yet
 
@@ -144,11 +145,13 @@ def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySes
         stage_logger().error(text)
         failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text, code=error.code)
         return Failed(message=text, data=failed)
+    assert outcome.manifest is not None, f"{stage} ended without an error and without a manifest"
+    publish_stage_artifact(outcome.record(), outcome.manifest, run)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
 def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> StageOutcome:
-    """Look up, run what is pending, seal and show one stage.
+    """Look up, run what is pending and seal one stage.
 
     Raises LeaseHeldError when another run makes the same for longer than may be waited for.
     """
@@ -168,7 +171,7 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
             plan = _plan(folder, work, manner)
             manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease)
         record.note(stage, folder.fingerprint, work, manifest)
-    outcome = StageOutcome(
+    return StageOutcome(
         stage,
         "cached" if plan.manifest else "ran",
         manifest,
@@ -176,8 +179,6 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
         units_run=0 if plan.manifest else len({task.unit for task in plan.pending}) if work.units else 1,
         seconds=time.monotonic() - started,
     )
-    publish_stage_artifact(outcome.record(), manifest, run)
-    return outcome
 
 
 def _plan(folder: StageFolder, work: StageWork, manner: Manner) -> StagePlan:
@@ -191,7 +192,8 @@ def _plan(folder: StageFolder, work: StageWork, manner: Manner) -> StagePlan:
 def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
     job.folder.open()
     with prefect_report() as report, worker_errors():
-        made = work.make(replace(job, report=report))
+        clock = WorkClock(report)
+        made = work.make(replace(job, report=clock))
     lease.confirm()
     return job.folder.seal(
         work.inputs,
@@ -199,7 +201,7 @@ def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
         attempt=job.plan.attempt,
         expected_rows=work.expected_rows,
         metrics=made.metrics,
-        notes=made.notes,
+        notes={**made.notes, "timing": clock.timing()},
     )
 
 

@@ -64,14 +64,14 @@ def train_work(run: Run, committed: Committed) -> StageWork:
         chain = links.open()
         last = chain.newest()
         assert last is not None, "training ended without a checkpoint"
-        metrics, notes = {"curve": whole_curve(chain, last)}, {"ran_on": ran_on(chain, last)}
-        return Made([last], metrics=metrics, notes=notes)
+        metrics = {"curve": whole_curve(chain, last), "num_classes": train_job.num_classes}
+        return Made([last], metrics=metrics, notes={"ran_on": ran_on(chain, last)})
 
     work = StageWork(
         spec=spec,
         inputs=inputs,
         make=make,
-        last_number=_total_steps(spec, usable_rows=label.usable),
+        last_number=total_steps(spec, usable_rows=label.usable),
         note=_beginning(spec, inputs),
     )
     return work
@@ -132,7 +132,7 @@ def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) 
         stack.enter_context(saving_at_sigterm(lambda: ray.get(ask()), can_save=started.is_set))
         run_attempts(
             train_worker,
-            {"job": job, "report": remote},
+            {"job": job, "device": device, "report": remote},
             spec=spec,
             runtime=job.runtime,
             device=device,
@@ -141,7 +141,7 @@ def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) 
         )
 
 
-def _total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
+def total_steps(spec: TrainSpec, *, usable_rows: int) -> int:
     """Steps of the whole run: a lane gives batch_size / lanes rows a step, the longest lane sets the epoch."""
     longest_lane = math.ceil(usable_rows / spec.lanes)
     return spec.epochs * math.ceil(longest_lane / (spec.batch_size // spec.lanes))

@@ -145,16 +145,15 @@ def _is_broken_connection(failure: BaseException) -> bool:
 
 def _fit(worker: Callable[[dict[str, Any]], None], config: Mapping[str, Any], *, world: int, device: Device) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     resources = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
     once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     with tempfile.TemporaryDirectory(prefix="mlcd-ray-train-") as scratch, _kept_sigint():
-        trainer = TorchTrainer(
+        trainer = DataParallelTrainer(
             worker,
             train_loop_config=dict(config),
             scaling_config=ScalingConfig(num_workers=world, use_gpu=device == "cuda", resources_per_worker=resources),
-            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
             run_config=RunConfig(name=uuid.uuid4().hex, storage_path=scratch, failure_config=once),
         )
         trainer.fit()

@@ -11,6 +11,7 @@ from mlcd_core.dataset import Shard, parts_of_shards
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
 from mlcd_core.store import Part, open_files, read_part
+from tasks.rendezvous import address_of, connect_store, serve_store
 from tasks.train_start import StartParts
 from tasks.train_stop import RemoteStop
 from tasks.work import ChainAddress
@@ -35,10 +36,15 @@ class TrainJob:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Read this rank's lanes, train, write its blocks of each checkpoint. Keys: ``job``, and a ``RemoteReport``."""
+    """Read this rank's lanes, train, write its blocks of each checkpoint.
+
+    Keys: ``job``, ``device`` of all ranks, and ``report``, a ``RemoteReport``.
+    """
     import torch.distributed as dist
 
     from mlcd_core.train import Start, TrainData, train
+
+    _join_group("nccl" if config["device"] == "cuda" else "gloo")
 
     job: TrainJob = config["job"]
     files, spec = open_files(job.links.root), job.links.spec
@@ -64,6 +70,19 @@ def train_worker(config: dict[str, Any]) -> None:
         start=Start(begin.parts, read, same_classes=begin.same_classes) if begin else None,
         stop=RemoteStop(config["report"].board),
     )
+    dist.destroy_process_group()  # after an error Ray Train ends the process
+
+
+def _join_group(backend: str) -> None:
+    import torch.distributed as dist
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
+    ranks = get_context()
+    own = serve_store() if ranks.get_world_rank() == 0 else None
+    address = broadcast_from_rank_zero(address_of(own) if own else None)
+    store = own or connect_store(address)
+    dist.init_process_group(backend, store=store, rank=ranks.get_world_rank(), world_size=ranks.get_world_size())
 
 
 class LabelReader:

@@ -69,6 +69,13 @@ class Objects:
         """Size and tag of an object, or None when it does not exist."""
         return self._tried("head_object", uri, lambda: self._info(uri))
 
+    def folders(self, prefix_uri: str) -> list[str]:
+        """Names of the folders right in the folder ``prefix_uri`` that hold any object, sorted."""
+        prefix = _prefix(prefix_uri)
+        pages = self._pages(prefix_uri, Prefix=prefix, Delimiter="/")
+        found = (folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ()))
+        return sorted(path[len(prefix) :].rstrip("/") for path in found)
+
     def list(self, prefix_uri: str) -> list[ObjectInfo]:
         """Every object below the folder ``prefix_uri``, however deep, sorted by address, as the store sees it now."""
         return sorted(self._below(prefix_uri), key=lambda info: info.uri)
@@ -142,9 +149,8 @@ class Objects:
             return found == data
 
     def _below(self, prefix_uri: str) -> Iterator[ObjectInfo]:
-        bucket, folder = split_address(prefix_uri)
-        prefix = f"{folder.rstrip('/')}/" if folder else ""
-        for page in self._pages(prefix_uri, Prefix=prefix):
+        bucket, _ = split_address(prefix_uri)
+        for page in self._pages(prefix_uri, Prefix=_prefix(prefix_uri)):
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):  # what consoles make to show an empty folder
                     yield ObjectInfo(object_address(bucket, found["Key"]), found["Size"], _tag(found))
@@ -157,6 +163,11 @@ class Objects:
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _prefix(uri: str) -> str:
+    _, folder = split_address(uri)
+    return f"{folder.rstrip('/')}/" if folder else ""
 
 
 def _tag(answer: Mapping[str, Any]) -> str:

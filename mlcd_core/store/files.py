@@ -47,6 +47,9 @@ class Files(Protocol):
         A store that may lose its answer says True whenever the object holds exactly these bytes.
         """
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders right in the folder ``prefix``, sorted; those of S3 hold something."""
+
     def list(self, prefix: str) -> list[FileInfo]:
         """Every object under the folder ``prefix``, sorted by name; empty when there is none."""
 
@@ -94,6 +97,14 @@ class LocalFiles:
             except FileExistsError:
                 return False
             return True
+
+    def folders(self, prefix: str) -> list[str]:
+        with self._explained("list", prefix):
+            try:
+                with os.scandir(self.root / prefix) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def list(self, prefix: str) -> list[FileInfo]:
         with self._explained("list", prefix):

@@ -37,6 +37,9 @@ class S3Files:
     def create(self, path: str, data: bytes) -> bool:
         return self._objects().create(self.uri(path), data)
 
+    def folders(self, prefix: str) -> list[str]:
+        return self._objects().folders(self.uri(prefix))
+
     def list(self, prefix: str) -> list[FileInfo]:
         start = len(self.address) + 1
         return [FileInfo(info.uri[start:], info.bytes) for info in self._objects().list(self.uri(prefix))]

@@ -125,6 +125,13 @@ def post(api: str, path: str, body: Mapping[str, Any]) -> Any:
 @contextmanager
 def prefect_api(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """The API address of a Prefect server that runs until the end; its log is ``server.log`` in the folder."""
+    with prefect_process(folder, environment) as (api, _):
+        yield api
+
+
+@contextmanager
+def prefect_process(folder: Path, environment: Mapping[str, str]) -> "Iterator[tuple[str, subprocess.Popen[str]]]":
+    """The same, and the process."""
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -132,7 +139,7 @@ def prefect_api(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=dict(environment))
         try:
             wait_until_up(f"{api}/health", server)
-            yield api
+            yield api, server
         finally:
             stop(server)
 
@@ -151,7 +158,7 @@ def wait_until_up(url: str, server: "subprocess.Popen[str]", timeout_s: float = 
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a server that a fixture started."""
+    """End a server that a fixture started, and may have killed."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=30)

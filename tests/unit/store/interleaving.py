@@ -30,6 +30,9 @@ class MemoryFiles:
         self._step()
         return self.objects.setdefault(path, data) is data
 
+    def folders(self, prefix: str) -> list[str]:
+        raise NotImplementedError
+
     def list(self, prefix: str) -> list[FileInfo]:
         self._step()
         return [FileInfo(path, len(data)) for path, data in sorted(self.objects.items()) if path.startswith(prefix)]

@@ -47,6 +47,14 @@ def test_listing_names_every_object_below_a_folder_with_its_size(files: Files) -
     assert [info.path for info in files.list("")] == ["s.e", "s/a/c", "s/b", "sb/d"]
 
 
+def test_folders_are_those_right_below(files: Files) -> None:
+    for path in ("s/b/1", "s/a/x/2", "s/a/y/3", "s/4", "sb/d/5", "e/6"):
+        files.put(path, b"")
+    assert files.folders("s") == ["a", "b"]
+    assert files.folders("") == ["e", "s", "sb"]
+    assert files.folders("nowhere") == files.folders("s/4") == []
+
+
 def test_what_another_writer_wrote_is_seen_at_once(files: Files, address: str) -> None:
     other = open_files(address)
     for content in (b"one", b"three"):

@@ -59,6 +59,14 @@ def test_listing_of_many_pages_is_whole_sorted_and_without_folder_marks(
     assert proxy.count("LIST") == 3
 
 
+def test_folders_of_many_pages_are_named_once(objects: Objects, s3_address: str) -> None:
+    names = [f"{i:03d}" for i in range(PAGE + 1)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: objects.put(f"{s3_address}/many/{name}/{name}", b"x"), names))
+    objects.put(f"{s3_address}/many/file", b"x")
+    assert objects.folders(f"{s3_address}/many") == names
+
+
 def test_an_artefact_is_one_request(objects: Objects, s3_address: str, proxy: FaultProxy) -> None:
     big = bytes(101 << 20)  # s3fs would cut it in parts
     objects.put(f"{s3_address}/put", big)

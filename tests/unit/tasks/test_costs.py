@@ -1,0 +1,152 @@
+"""What a stage will write and take, by one that was measured; figures worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.costs_text import costs_text
+from mlcd_core.identity import fingerprint
+from mlcd_core.specs import ClusterSpec, EmbedSpec, EvaluateSpec, LabelSpec, StageSpec, TrainSpec
+from mlcd_core.store import LocalFiles, StageFolder
+from tasks.costs import Cost, Measured, Size, find_measured, stage_cost
+from tasks.work_clock import WorkClock
+
+PLANNED = Size(rows=6000, test_rows=1000, units=12, num_centroids=200, iterations=20, steps=900, links=5)
+
+
+class Root:
+    """A folder with stages that were measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = LocalFiles(folder)
+
+    def commit(
+        self,
+        spec: StageSpec,
+        parts: dict[str, int],
+        *,
+        rows: int = 0,
+        metrics: dict[str, Any] | None = None,
+        **notes: Any,
+    ) -> None:
+        """Seal a manifest with parts of so many bytes, and ``rows`` in each."""
+        folder = StageFolder(self.files, spec)
+        folder.open()
+        units = tuple(fingerprint(name) for name in parts)
+        plan = folder.plan({"in": fingerprint("in")}, units)
+        for task, (name, size) in zip(plan.pending, parts.items(), strict=True):
+            folder.commit(task, [folder.put(name, ".bin", name[0].encode() * size, rows=rows, usable=rows)])
+        receipts = folder.receipts(units, plan)
+        folder.seal({"in": fingerprint("in")}, receipts, attempt=1, metrics=metrics or {}, notes=notes)
+
+    def like(self, spec: StageSpec) -> Measured:
+        found = find_measured(self.files, spec, "a run")
+        assert found is not None
+        return found
+
+    def cost(self, spec: StageSpec, **options: Any) -> Cost:
+        cost = stage_cost(spec, PLANNED, self.like(spec), **{"workers": 2, **options})
+        assert cost is not None
+        return cost
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(tmp_path)
+
+
+def test_rows_cost_what_rows_cost_and_the_rest_stays(root: Root) -> None:
+    root.commit(
+        EmbedSpec(), {"a": 1000, "b": 1000}, rows=100, timing={"seconds": 12.0, "work": 100, "work_s": 4.0}, devices=[]
+    )
+    cost = root.cost(EmbedSpec())
+    # 200 rows took 8 s beside 4 s that are fixed; 6000 rows take 240 s
+    assert cost.seconds == pytest.approx(4 + 240)
+    assert cost.bytes == 2000 * 30 + root.like(EmbedSpec()).record_bytes * 6
+    assert cost.gpu_hours == 0
+    assert root.cost(EmbedSpec(), missing_share=0.25).seconds == pytest.approx(4 + 60)
+
+
+def test_the_folder_beside_its_data_is_records(root: Root, tmp_path: Path) -> None:
+    root.commit(EmbedSpec(), {"a": 1000}, rows=100, timing={"seconds": 1.0, "work": 100, "work_s": 1.0})
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert root.like(EmbedSpec()).record_bytes == written - 1000
+
+
+def test_iterations_cost_by_rows_times_centroids_and_two_links_stay(root: Root) -> None:
+    spec = ClusterSpec(num_centroids=50, iterations=3)
+    metrics = {"identical_of": 1200}
+    root.commit(
+        spec,
+        {"c": 500},
+        rows=50,
+        metrics=metrics,
+        timing={"seconds": 9.0},
+        iteration_seconds=[1.0, 2.0, 3.0],
+        device="cuda",
+    )
+    cost = root.cost(ClusterSpec(num_centroids=200, iterations=20))
+    # 2 s an iteration, five times the rows and four times the centroids; 3 s are fixed
+    assert cost.seconds == pytest.approx(3 + 20 * 2 * 5 * 4)
+    assert cost.bytes == 2 * 500 * 4 + root.like(spec).record_bytes
+    assert cost.gpu_hours == pytest.approx(2 * cost.seconds / 3600)
+
+
+def test_steps_cost_by_images_and_class_blocks_by_classes(root: Root) -> None:
+    curve = [{"step": 20, "images_per_s": 64.0}, {"step": 40, "images_per_s": 32.0}]
+    root.commit(
+        TrainSpec(epochs=2),
+        {"tower": 700, "block-0000": 100},
+        metrics={"curve": curve, "num_classes": 50},
+        timing={"seconds": 100.0},
+        ran_on=[{"device": "cpu"}],
+    )
+    cost = root.cost(TrainSpec(epochs=30))
+    # 20 steps of 64 images took 20 s and 20 took 40 s, so 40 s are fixed; 900 steps take 900 * 1.5 s
+    assert cost.seconds == pytest.approx(40 + 1350)
+    records = root.like(TrainSpec(epochs=2)).record_bytes
+    assert cost.bytes == pytest.approx(2 * (700 + 100 * 4) + records * 900 / 40, abs=1)
+
+
+def test_evaluation_costs_by_images_encoded(root: Root) -> None:
+    root.commit(EvaluateSpec(), {"m": 10}, timing={"seconds": 15.0, "work": 1500, "work_s": 5.0})
+    assert root.cost(EvaluateSpec(label_column="labels")).seconds == pytest.approx(10 + 15_000 / 300)
+
+
+def test_what_has_other_settings_tells_nothing(root: Root) -> None:
+    timing = {"seconds": 1.0, "work": 100, "work_s": 1.0}
+    root.commit(LabelSpec(num_labels=4), {"a": 10}, rows=200, timing=timing)
+    assert find_measured(root.files, LabelSpec(num_labels=8), "a run") is None
+    root.commit(EmbedSpec(image_size=64), {"a": 10}, rows=200, timing=timing)
+    assert find_measured(root.files, EmbedSpec(image_size=32), "a run") is None
+    assert find_measured(root.files, EmbedSpec(image_size=64, rows_per_unit=7), "a run") is not None
+
+
+def test_one_unit_has_no_speed(root: Root) -> None:
+    root.commit(LabelSpec(), {"a": 10}, rows=200, timing={"seconds": 1.0})
+    assert stage_cost(LabelSpec(), PLANNED, root.like(LabelSpec()), workers=1) is None
+
+
+def test_the_clock_sees_the_time_between_units() -> None:
+    times = iter([100.0, 103.0, 105.0, 109.0, 110.0])
+    told = []
+    clock = WorkClock(lambda event, values: told.append((event, dict(values))), now=lambda: next(times))
+    for rows in (10, 25, 40):
+        clock("unit", {"rows": rows})
+    assert clock.timing() == {"seconds": 10.0, "work": 30.0, "work_s": 6.0}
+    assert told == [("unit", {"rows": rows}) for rows in (10, 25, 40)]
+
+
+def test_the_text_sums_and_says_what_is_unknown() -> None:
+    cost = {"bytes": 2_000_000, "seconds": 90.0, "gpu_hours": 0.05, "like": "the probe on a", "price": 3.0}
+    plans = [
+        {"stage": "embed", "plan": "miss", "round": 1, "cost": cost},
+        {"stage": "cluster", "plan": "waits", "round": 1, "cost": {**cost, "gpu_hours": 0.0}},
+        {"stage": "label", "plan": "waits", "round": 1, "cost": None},
+        {"stage": "train", "plan": "hit", "round": 1, "cost": None},
+    ]
+    lines = [" ".join(line.split()) for line in costs_text(plans).splitlines()]
+    assert lines[1] == "embed 2 MB 1.5 min, 0.05 GPU-hours, 3.00 to pay, as the probe on a"
+    assert lines[3] == "in all 4 MB 3.0 min, 0.05 GPU-hours, 6.00 to pay"
+    assert lines[4].startswith("cost unknown of label:")
