@@ -14,7 +14,7 @@ from mlcd_core.errors import MlcdError
 from mlcd_core.identity import short
 from mlcd_core.store import Manifest
 from tasks.contact_sheets import cluster_sheet
-from tasks.reporting import best_effort_errors, stage_logger
+from tasks.reporting import show_best_effort, stage_logger
 from tasks.run import Run
 from tasks.tables import cluster_table, failed_units_table, iterations_table, metrics_table
 from tasks.work import UPSTREAM
@@ -30,10 +30,8 @@ RESULT_STYLES = {
 def publish_stage_artifact(record: dict[str, Any], manifest: Manifest, run: Run) -> None:
     """Create the artifact ``mlcd-{stage}`` of the current run."""
     sheet = _cluster_sheet(run, manifest) if manifest.stage == "label" and record["result"] != "cached" else None
-    try:
-        create_markdown_artifact(stage_markdown(record, manifest, sheet), key=f"mlcd-{manifest.stage}")
-    except best_effort_errors() as error:
-        stage_logger().warning("the artifact of %s was not stored: %s", manifest.stage, error)
+    text = stage_markdown(record, manifest, sheet)
+    _publish(text, f"mlcd-{manifest.stage}")
 
 
 def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | None = None) -> str:
@@ -55,10 +53,14 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | No
 
 def publish_run_artifact(summary: Mapping[str, Any]) -> None:
     """Create the artifact ``mlcd-run`` of the current flow run: what each stage did, and what hangs on what."""
-    try:
-        create_markdown_artifact(run_markdown(summary["stages"]), key="mlcd-run")
-    except best_effort_errors() as error:
-        stage_logger().warning("the artifact of the run was not stored: %s", error)
+    _publish(run_markdown(summary["stages"]), "mlcd-run")
+
+
+def _publish(text: str, key: str) -> None:
+    def show() -> None:
+        create_markdown_artifact(text, key=key)
+
+    show_best_effort(f"the artifact {key}", show)
 
 
 def run_markdown(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -6,12 +6,14 @@ used: ``mlcd plan`` reads the stages' modules too, and the import takes two seco
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from mlcd_core.events import Report, Value
 
 LOG_EVERY_S = 5.0
+GONE_S = 60.0
 # what a line shows of an event with many values; the manifest keeps them all
 SHOWN = {
     "train_step": ("step", "epoch", "loss", "positive_cosine", "negative_cosine", "images_per_s", "data_wait_share"),
@@ -27,6 +29,16 @@ SHOWN = {
         "model_share",
     ),
 }
+
+
+@dataclass
+class Server:
+    """The Prefect server as this process knows it. gone_until: a time of the monotonic clock."""
+
+    gone_until: float = 0.0
+
+
+SERVER = Server()
 
 
 @contextmanager
@@ -71,12 +83,21 @@ def running_task() -> str:
     return context.task.name if context else ""
 
 
-def best_effort_errors() -> tuple[type[Exception], ...]:
-    """What a Prefect server that is down or busy raises; caught only around what is shown, never around work."""
+def show_best_effort(what: str, show: Callable[[], None]) -> None:
+    """Show something in Prefect's UI, unless the server did not take the last thing less than a minute ago.
+
+    Its client asks a server that is gone for a minute before it gives up: a run that lost its server goes on without.
+    """
     import httpx
     from prefect.exceptions import PrefectException
 
-    return (httpx.HTTPError, PrefectException)
+    if time.monotonic() < SERVER.gone_until:
+        return
+    try:
+        show()
+    except (httpx.HTTPError, PrefectException) as error:
+        SERVER.gone_until = time.monotonic() + GONE_S
+        stage_logger().warning("%s is not shown in Prefect, nor is anything else for %.0f s: %s", what, GONE_S, error)
 
 
 def _spell(value: Value) -> str:

@@ -24,7 +24,7 @@ def test_a_run_outlives_its_server_or_resumes(tmp_path: Path, mlcd: Mlcd) -> Non
     root = tmp_path / "root"
     words = ["run", "--data", str(tmp_path / "data"), "--root", str(root), *tiny_settings(train__epochs=6)]
     with prefect_process(tmp_path, os.environ) as (api, server):
-        child = Mlcd(api).start(*words)
+        child = Mlcd(api, {"PREFECT_CLIENT_MAX_RETRIES": "2"}).start(*words)
         processes = wait_for_first_receipt(child, root, random.choice(["embed", "cluster", "train"]))
         time.sleep(random.uniform(0, 1))
         server.kill()

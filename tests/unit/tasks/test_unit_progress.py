@@ -1,5 +1,6 @@
 """Progress of units: recent rates, the time left, what is waited for, and a bar that never fails a stage."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
@@ -8,6 +9,7 @@ import httpx
 import prefect.artifacts
 import pytest
 
+from tasks import reporting
 from tasks.progress_bar import PrefectBar
 from tasks.unit_progress import UnitProgress
 
@@ -115,15 +117,26 @@ def test_the_bar_moves_when_seconds_have_passed_and_at_the_end(server: list[floa
     assert server == [10, 40, 100]
 
 
-def test_a_server_that_does_not_answer_is_asked_once(
+def test_a_server_that_is_gone_is_asked_again_after_a_minute_and_by_nobody_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(progress: float, **_: object) -> UUID:
+    asked = []
+
+    def fail(_: float, *, key: str, **__: object) -> UUID:
+        asked.append(key)
         raise httpx.ConnectError("no server")
 
     monkeypatch.setattr(prefect.artifacts, "create_progress_artifact", fail)
-    times = iter(range(0, 100, 10))
-    bar = PrefectBar("mlcd-embed-progress", now=lambda: next(times))
-    bar(10, "")
-    bar(20, "")
-    assert [record.getMessage() for record in caplog.records] == ["mlcd-embed-progress is no longer shown: no server"]
+    monkeypatch.setattr(reporting.SERVER, "gone_until", 0.0)
+    times = iter(range(0, 1000, 10))
+    one, other = (PrefectBar(key, now=lambda: next(times)) for key in ("one", "other"))
+    one(10, "")
+    one(20, "")
+    other(10, "")
+    assert asked == ["one"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "one is not shown in Prefect, nor is anything else for 60 s: no server"
+    ]
+    monkeypatch.setattr(reporting.SERVER, "gone_until", time.monotonic() - 1)
+    other(20, "")
+    assert asked == ["one", "other"]
