@@ -13,7 +13,8 @@ from tasks.ray_session import RaySession
 from tasks.reporting import stage_logger
 from tasks.rounds import check_rounds, next_round
 from tasks.run import Request, check_force, open_run
-from tasks.stage import Manner, StageOutcome, run_stages
+from tasks.run_stages import run_stages
+from tasks.stage import Manner, StageOutcome
 from tasks.summary import run_summary
 
 
