@@ -21,9 +21,11 @@ from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.artifacts import publish_stage_artifact
 from tasks.pin import Pinned, resolve_pins
+from tasks.ray_jobs import RayJobs
 from tasks.ray_session import RaySession
 from tasks.reporting import stage_logger
 from tasks.run import Run
+from tasks.run_as_job import run_as_job
 from tasks.run_record import RunRecord
 from tasks.stage import Manner, StageOutcome, failed_outcome, run_stage
 from tasks.train import check_train
@@ -31,12 +33,12 @@ from tasks.work import UPSTREAM, Committed, stage_work
 
 
 def run_stages(
-    run: Run, selected: list[StageName], session: RaySession, manner: Manner | None = None
+    run: Run, selected: list[StageName], ray: RaySession | RayJobs, manner: Manner | None = None
 ) -> list[StageOutcome]:
     """Run the selected stages in order; the others must be committed where a selected one reads them.
 
-    A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
-    has work.
+    A pinned stage never runs. After a failed stage the rest is skipped. ``ray`` is started, or asked for a job, by the
+    first stage that has work.
     """
     manner = manner or Manner()
     pinned = resolve_pins(run)
@@ -50,7 +52,7 @@ def run_stages(
             break
         if stage in selected and stage not in pinned:
             task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, session, manner, return_state=True)
+            state = task_of_stage(stage, run, committed, ray, manner, return_state=True)
             outcome = state.result(raise_on_failure=False)
             if isinstance(outcome, Exception):
                 raise outcome
@@ -65,15 +67,19 @@ def run_stages(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> Any:
+def stage_task(stage: StageName, run: Run, committed: Committed, ray: RaySession | RayJobs, manner: Manner) -> Any:
     """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
 
     An error meant for people becomes a failed state with its text; any other is raised with its traceback.
     """
     started = time.monotonic()
+    run_name = flow_run.name or run.request.name
     try:
         work = stage_work(stage, run, committed)
-        outcome = run_stage(work, run, session, manner, run_name=flow_run.name or run.request.name)
+        if isinstance(ray, RayJobs):
+            outcome = run_as_job(work, run, committed, ray, manner, run_name=run_name)
+        else:
+            outcome = run_stage(work, run, ray, manner, run_name=run_name)
     except MlcdError as error:
         outcome = failed_outcome(stage, error, seconds=time.monotonic() - started)
     if outcome.manifest is None:
