@@ -102,7 +102,7 @@ def test_an_error_of_the_job_is_the_stages_error_and_the_next_run_submits_the_ne
 
 def test_a_job_that_ends_before_its_stage_is_an_error_with_its_last_line(cluster: Cluster) -> None:
     cluster.last_words = "Traceback\nModuleNotFoundError: No module named 'tasks'\n"
-    with pytest.raises(StageFailedError, match="before the stage did .*No module named 'tasks'"):
+    with pytest.raises(StageFailedError, match=r"before the stage did .*No module named 'tasks'"):
         cluster.run()
 
 
