@@ -64,11 +64,12 @@ def run_as_job(
 
 
 def job_name(order: Order, plan: StagePlan) -> str:
-    """What the jobs are called that make the same in the same manner, without their number."""
+    """What the jobs are called that make the same under the same root in the same manner, without their number."""
     # an attempt that is forced is not begun yet; who asks for it gets it once
     attempt = f"f{short(fingerprint(order.manner.token))}" if order.stage in order.manner.force else str(plan.attempt)
     redo = "r" if order.manner.retry_failed else ""
-    return f"mlcd-{order.stage}-{short(order.spec)}-{short(order.input)}-{attempt}{redo}"
+    root = short(fingerprint(order.request.root))
+    return f"mlcd-{order.stage}-{short(order.spec)}-{short(order.input)}-{root}-{attempt}{redo}"
 
 
 def _carried_out(order: Order, plan: StagePlan, jobs: RayJobs) -> Said:

@@ -45,7 +45,8 @@ def ray_head(log: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
     port = free_port()
     head = RayHead(f"http://127.0.0.1:{port}")
     options = {
-        "--node-ip-address": "127.0.0.1",
+        # loopback as well, where Ray would put the machine's own address in the place of 127.0.0.1
+        "--node-ip-address": "127.0.0.2",
         "--port": free_port(),
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": port,
@@ -54,18 +55,18 @@ def ray_head(log: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
         "--num-cpus": 8,
         "--object-store-memory": 150_000_000,
     }
-    found = {"PATH": f"{BIN}{os.pathsep}{environment['PATH']}", "PYTHONPATH": str(REPO)}
+    variables = {
+        **environment,
+        **head.variables,
+        "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
+        "PYTHONPATH": str(REPO),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
     # sockets lie in it, whose paths may have 107 characters
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, log.open("w") as said:
         words = [str(word) for option in options.items() for word in option]
         command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--temp-dir", folder]
-        process = subprocess.Popen(
-            [*command, *words],
-            stdout=said,
-            stderr=said,
-            text=True,
-            env={**environment, **head.variables, **found},
-        )
+        process = subprocess.Popen([*command, *words], stdout=said, stderr=said, text=True, env=variables)
         try:
             await_answer(f"{head.address}/api/version", process)  # type: ignore[arg-type]  # of text, not bytes
             yield head

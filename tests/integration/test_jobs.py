@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlcd_core import open_run
@@ -18,8 +19,8 @@ from tests.integration.ray_head import ENDED, RayHead, ray_head
 
 STAGES = ["embed", "cluster", "label", "train", "evaluate"]
 LIMIT_S = 240
-# enough units that something is left to do after the first, and workers that do not share them
-LONG = {"embed__rows_per_unit": 4, "embed__workers": 1}
+# enough units that something is left to do after the first
+LONG = {"embed__rows_per_unit": 1, "embed__workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,16 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, mlcd: Mlcd, head: RayHead) -> World:
     return World(tmp_path_factory.mktemp("jobs"), mlcd, head)
+
+
+def driver_of(root: Path) -> psutil.Process:
+    """The process of the job that works on a root."""
+    [driver] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [])[1:3] == ["-m", "tasks.stage_job"] and str(root) in process.info["cmdline"][3]
+    ]
+    return driver
 
 
 def wait_until_ended(head: RayHead, job: str) -> str:
@@ -116,13 +127,26 @@ def test_a_forced_stage_is_made_again_as_the_next_attempt(world: World) -> None:
 def test_the_job_of_a_killed_run_goes_on_and_the_next_run_follows_it(world: World) -> None:
     before = world.head.jobs()
     child = world.start_embed("killed")
+    driver = driver_of(world.folder / "killed")
+    driver.suspend()  # so that it has not ended before the next run looks
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     [(job, status)] = [one for one in world.head.jobs().items() if one[0] not in before]
     assert status == "RUNNING"
-    done = world.mlcd(*world.on_the_cluster("killed", "--until", "embed", **LONG))
-    assert done.code == 0, done.stderr
-    assert f"the job {job} runs on {world.head.address} already, and is followed" in done.stderr
+    command = world.mlcd.command(world.on_the_cluster("killed", "--until", "embed", **LONG))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=world.mlcd.environment()) as again:
+        assert again.stderr is not None
+        said = ""
+        while "is followed" not in said:
+            line = again.stderr.readline()
+            assert line, said
+            said += line
+        driver.resume()
+        _, rest = again.communicate(timeout=LIMIT_S)
+    assert again.returncode == 0, rest
+    assert f"the job {job} runs on {world.head.address} already, and is followed" in said
+    assert "rows_per_s" in rest
     assert [other for other in world.head.jobs() if other not in before] == [job]
     assert wait_until_ended(world.head, job) == "SUCCEEDED"
 

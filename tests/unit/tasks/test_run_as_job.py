@@ -64,8 +64,8 @@ class Cluster(Dashboard):
     def run(self, manner: Manner | None = None, *, run: Run | None = None) -> StageOutcome:
         return run_as_job(self.work, run or self.here, {}, self.jobs(), manner or Manner(), run_name="ours")
 
-    def name(self, manner: Manner) -> str:
-        order = Order("embed", self.here.request, manner, {}, self.folder.fingerprint, fingerprint(INPUTS), "ours")
+    def name(self, manner: Manner, root: str = "/root") -> str:
+        order = Order("embed", Request(root), manner, {}, self.folder.fingerprint, fingerprint(INPUTS), "ours")
         return job_name(order, plan_stage(self.folder, self.work, manner))
 
 
@@ -136,6 +136,7 @@ def test_who_asks_for_the_same_in_the_same_manner_finds_the_job_and_nobody_else_
     names = [cluster.name(manner) for manner in manners]
     assert len(set(names)) == 4
     assert cluster.name(Manner(token="another", wait_s=5)) == names[0]
+    assert cluster.name(Manner(), root="/elsewhere") not in names
     # also when the job has begun
     cluster.folder.force(INPUTS, "one")
     assert cluster.name(manners[2]) == names[2]
