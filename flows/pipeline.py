@@ -63,8 +63,10 @@ def pipeline(
         retry_failed: Embed again what could not be embedded: units whose shard could not be read, or whose worker died.
             They get a new attempt, and so does the stage; where the bytes are equal, all below is cached.
         wait_s: Seconds to wait for another run that makes the same stage; negative: as long as it takes.
-        ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head. Empty: Ray
-            is started on that machine alone, and stopped with the run.
+        ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head. Or
+            http://host:port of the dashboard of any cluster: there each stage that is not committed runs as a job,
+            which a run that was killed finds again. Empty: Ray is started on that machine alone, and stopped with the
+            run.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})

@@ -117,7 +117,8 @@ def _add_stage_options(parser: argparse.ArgumentParser) -> None:
         "--ray-address",
         default="",
         metavar="ADDRESS",
-        help="Ray cluster that this machine is a node of: auto, or host:port of its head (default: this machine alone)",
+        help="Ray cluster that this machine is a node of: auto, or host:port of its head; or http://host:port of any "
+        "cluster's dashboard, where each stage runs as a job (default: this machine alone)",
     )
     parser.add_argument(
         "--wait",

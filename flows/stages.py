@@ -36,7 +36,8 @@ def _stage_flow(stage: StageName) -> Flow[..., Any]:
             pin: Stage to use as it is, by run name or digest.
             force: Make the stage again, though it is committed; what is committed stays valid until then.
             wait_s: Seconds to wait for another run that makes the same; negative is as long as it takes.
-            ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head.
+            ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head; or
+                http://host:port of the dashboard of any cluster, where the stage runs as a job.
         """
         return pipeline.fn(
             root,

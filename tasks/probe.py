@@ -16,6 +16,7 @@ from mlcd_core.store import Files, Manifest
 from tasks.ray_session import RaySession
 from tasks.run import Run, open_run
 from tasks.stage import Manner, run_stage
+from tasks.work import stage_work
 
 ROWS, TEST_ROWS, UNIT_ROWS = 1024, 512, 128
 ITERATIONS = 3
@@ -62,7 +63,8 @@ def probe(run: Run, folder: Path, *, num_centroids: int) -> Files:
     committed: dict[StageName, Manifest] = {}
     with RaySession(most_workers=most_workers(sample.config)) as session:
         for stage in STAGES:
-            manifest = run_stage(stage, sample, committed, session, Manner()).manifest
+            work = stage_work(stage, sample, committed)
+            manifest = run_stage(work, sample, session, Manner(), run_name="a probe").manifest
             assert manifest is not None, f"{stage} ended without an error and without a manifest"
             committed[stage] = manifest
     return sample.files

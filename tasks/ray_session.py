@@ -47,11 +47,9 @@ class RaySession:
 
     address: "" for a node of this machine alone, ``auto`` for the cluster that this machine is a node of, or the
     ``host:port`` of such a cluster's head. A cluster that is joined is left on exit, and what ran there for us ends.
-    Raises ConfigError for any other address.
     """
 
     def __init__(self, *, most_workers: int, address: str = "") -> None:
-        check_ray_address(address)
         self.address = address
         self._num_cpus = max(FEWEST_CPUS, most_workers + SPARE_CPUS)
         self._owned = False
@@ -142,9 +140,15 @@ class RaySession:
 
 
 def check_ray_address(address: str) -> None:
-    """Raise ConfigError unless it is "", ``auto`` or ``host:port``."""
-    if address not in ("", "auto") and not re.fullmatch(r"[^\s:/]+:\d+", address):
+    """Raise ConfigError unless it is "", ``auto``, ``host:port`` or the address of a dashboard."""
+    if address not in ("", "auto") and not re.fullmatch(r"(https?://)?[^\s:/]+:\d+", address):
         raise ConfigError(
             f"the Ray address is {address!r}; expected auto, or host:port of the head of a cluster that this machine "
-            "is a node of. ray:// is not taken, since Ray drops all work of such a client when its connection is cut"
+            "is a node of, or http://host:port of the dashboard of any cluster, where each stage then runs as a job. "
+            "ray:// is not taken, since Ray drops all work of such a client when its connection is cut"
         )
+
+
+def is_dashboard(address: str) -> bool:
+    """Whether a Ray address is that of a dashboard, which takes jobs."""
+    return address.startswith(("http://", "https://"))

@@ -1,10 +1,11 @@
 """Core events as lines in the flow run's log, at most every few seconds.
 
 Progress is best effort: a Prefect server that does not answer must never fail a stage. Prefect is imported where it is
-used: ``mlcd plan`` reads the stages' modules too, and the import takes two seconds.
+used: ``mlcd plan`` reads the stages' modules too, and the import takes two seconds. A job on a cluster runs without it.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def prefect_report() -> Iterator[Report]:
 
 def stage_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     """The task run's logger, or a plain one outside a run."""
+    if not _may_be_in_a_run():
+        return logging.getLogger("mlcd")
     from prefect.exceptions import MissingContextError
     from prefect.logging import get_run_logger
 
@@ -77,6 +80,8 @@ def stage_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 
 def running_task() -> str:
     """The name of the task of the current run; "" outside one."""
+    if not _may_be_in_a_run():
+        return ""
     from prefect.context import TaskRunContext
 
     context = TaskRunContext.get()
@@ -98,6 +103,11 @@ def show_best_effort(what: str, show: Callable[[], None]) -> None:
     except (httpx.HTTPError, PrefectException) as error:
         SERVER.gone_until = time.monotonic() + GONE_S
         stage_logger().warning("%s is not shown in Prefect, nor is anything else for %.0f s: %s", what, GONE_S, error)
+
+
+def _may_be_in_a_run() -> bool:
+    """Whether this process has imported Prefect, as every flow has before it runs."""
+    return "prefect" in sys.modules
 
 
 def _spell(value: Value) -> str:

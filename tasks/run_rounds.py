@@ -9,11 +9,13 @@ from prefect import tags
 
 from mlcd_core.config import most_workers
 from mlcd_core.specs import StageName
-from tasks.ray_session import RaySession
+from tasks.ray_jobs import RayJobs
+from tasks.ray_session import RaySession, check_ray_address, is_dashboard
 from tasks.reporting import stage_logger
 from tasks.rounds import check_rounds, next_round
 from tasks.run import Request, check_force, open_run
-from tasks.stage import Manner, StageOutcome, run_stages
+from tasks.run_stages import run_stages
+from tasks.stage import Manner, StageOutcome
 from tasks.summary import run_summary
 
 
@@ -31,19 +33,22 @@ def run_rounds(
 ) -> list[Round]:
     """Run the selected stages of every round in order, all in the same manner; after a failed stage no round starts.
 
-    ray_address: see ``RaySession``. Raises ConfigError as it, ``check_rounds`` and ``check_force`` do.
+    ray_address: see ``RaySession``; of a dashboard, each stage with work is a job of its cluster. Raises ConfigError as
+    ``check_ray_address``, ``check_rounds`` and ``check_force`` do.
     """
+    check_ray_address(ray_address)
     check_rounds(request, selected, rounds)
     check_force(manner.force, selected, request)
     done: list[Round] = []
     run = open_run(request)
-    with RaySession(most_workers=most_workers(run.config), address=ray_address) as session:
+    session = RaySession(most_workers=most_workers(run.config), address=ray_address)
+    with nullcontext(RayJobs(ray_address)) if is_dashboard(ray_address) else session as ray:
         for number in range(1, rounds + 1):
             if rounds > 1:
                 stage_logger().info("round %d of %d is the run %s", number, rounds, run.request.name)
             # in the UI the stages of all rounds have the same names
             with tags(f"round-{number}") if rounds > 1 else nullcontext():
-                outcomes = run_stages(run, selected, session, manner)
+                outcomes = run_stages(run, selected, ray, manner)
             done.append(Round(number, run.request.name, outcomes))
             if number == rounds or any(outcome.result == "failed" for outcome in outcomes):
                 break

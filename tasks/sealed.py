@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from mlcd_core.errors import ConfigError, CorruptRecordError
+from mlcd_core.errors import ConfigError, CorruptRecordError, UpstreamMissingError
 from mlcd_core.identity import short
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Files, Manifest
@@ -21,6 +21,17 @@ def sealed_manifests(files: Files, stage: str) -> Iterable[Manifest]:
             data = files.read(info.path)
             assert data is not None, f"{info.path} vanished while it was read"
             yield decode_manifest(data, files.uri(info.path))
+
+
+def read_manifest(files: Files, path: str) -> Manifest:
+    """The manifest that stands at ``Manifest.path``. Raises UpstreamMissingError when there is none."""
+    data = files.read(path)
+    if data is None:
+        raise UpstreamMissingError(
+            f"{files.uri(path)} is not there, which the run has found committed; expected the same storage under that "
+            "address here and where the run was started: use a root on S3, or a folder that both machines share"
+        )
+    return decode_manifest(data, files.uri(path))
 
 
 def find_manifest(files: Files, stage: StageName, digest: str, *, key: str) -> Manifest:

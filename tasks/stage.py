@@ -1,41 +1,28 @@
-"""The one procedure of every stage: look up, take the lease, run what is pending, seal, show.
+"""The one procedure of every stage: look up, take the lease, run what is pending, seal.
 
-A stage that is committed returns ``Cached`` at once. Prefect's own result cache stays off: it answers a storage error
-with a silent recompute. What is done is decided by receipts and manifests alone, so a UI retry, a new run, another
-machine or an erased PREFECT_HOME all find the same finished work. A second run of the same waits for the first and
-then finds it done, too; a stage that is committed takes no lease and writes nothing.
+A stage that is committed returns at once, takes no lease and writes nothing. A second run of the same waits for the
+first and then finds it done, too. Nothing here asks Prefect: a job on a cluster runs the same procedure without it.
 """
 
-import logging
 import sys
 import time
 import uuid
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
-
-from mlcd_core.errors import MlcdError, UpstreamMissingError
+from mlcd_core.errors import MlcdError
 from mlcd_core.events import silent
-from mlcd_core.identity import short
-from mlcd_core.specs import STAGES, StageName
+from mlcd_core.specs import StageName
 from mlcd_core.store import Manifest, StageFolder, StagePlan
 from mlcd_core.store.lease import Lease
-from tasks.artifacts import publish_stage_artifact
 from tasks.failures import worker_errors
 from tasks.lease import stage_lease
-from tasks.pin import Pinned, resolve_pins
 from tasks.ray_session import RaySession
 from tasks.reporting import prefect_report, stage_logger
 from tasks.run import Run
 from tasks.run_record import RunRecord
 from tasks.tables import stage_note
-from tasks.train import check_train
-from tasks.work import UPSTREAM, Committed, Job, StageWork, stage_work
+from tasks.work import Job, StageWork
 from tasks.work_clock import WorkClock
 
 UNBEGUN = sys.maxsize  # an attempt that nothing has: what is forced is not begun yet
@@ -97,78 +84,30 @@ class StageOutcome:
         }
 
 
-def run_stages(
-    run: Run, selected: list[StageName], session: RaySession, manner: Manner | None = None
-) -> list[StageOutcome]:
-    """Run the selected stages in order; the others must be committed where a selected one reads them.
-
-    A pinned stage never runs. After a failed stage the rest is skipped. ``session`` is started by the first stage that
-    has work.
-    """
-    manner = manner or Manner()
-    pinned = resolve_pins(run)
-    if "train" in selected:
-        check_train(run)
-    outcomes: list[StageOutcome] = []
-    committed: dict[StageName, Manifest] = {}
-    for stage in STAGES:
-        if outcomes and outcomes[-1].result == "failed":
-            outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
-            break
-        if stage in selected and stage not in pinned:
-            task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, session, manner, return_state=True)
-            outcome = state.result(raise_on_failure=False)
-            if isinstance(outcome, Exception):
-                raise outcome
-        elif stage in pinned:
-            outcome = _pinned(stage, run, pinned[stage])
-        else:
-            outcome = _unselected(stage, run, committed, needed=_needed(stage, selected, pinned))
-        if outcome.manifest is not None:
-            committed[stage] = outcome.manifest
-        outcomes.append(outcome)
-    return outcomes
+def failed_outcome(stage: StageName, error: MlcdError, *, seconds: float) -> StageOutcome:
+    """How a stage ended that an error meant for people ended."""
+    text = f"{type(error).__name__}: {error}"
+    return StageOutcome(stage, "failed", seconds=seconds, error=text, code=error.code)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> Any:
-    """Bring one stage to its manifest. The state is ``Cached`` when it was committed already.
-
-    An error meant for people becomes a failed state with its text; any other is raised with its traceback.
-    """
-    started = time.monotonic()
-    try:
-        outcome = run_stage(stage, run, committed, session, manner)
-    except MlcdError as error:
-        text = f"{type(error).__name__}: {error}"
-        stage_logger().error(text)
-        failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text, code=error.code)
-        return Failed(message=text, data=failed)
-    assert outcome.manifest is not None, f"{stage} ended without an error and without a manifest"
-    publish_stage_artifact(outcome.record(), outcome.manifest, run)
-    return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
-
-
-def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> StageOutcome:
-    """Look up, run what is pending and seal one stage.
+def run_stage(work: StageWork, run: Run, session: RaySession, manner: Manner, *, run_name: str) -> StageOutcome:
+    """Look up, run what is pending and seal one stage. run_name: what people call this run where it holds the lease.
 
     Raises LeaseHeldError when another run makes the same for longer than may be waited for.
     """
     started = time.monotonic()
-    work = stage_work(stage, run, committed)
+    stage = work.spec.STAGE
     folder = StageFolder(run.files, work.spec)
     record = RunRecord(run.files, run.request.name)
-    plan = _plan(folder, work, manner)
+    plan = plan_stage(folder, work, manner)
     # what was sealed before can be read until the next manifest stands
     record.note(stage, folder.fingerprint, work, plan.manifest or plan.previous)
     manifest = plan.manifest
     if manifest is None:
-        name = flow_run.name or run.request.name
-        with stage_lease(folder, work.inputs, run=name, log=stage_logger(), wait_s=manner.wait_s) as lease:
+        with stage_lease(folder, work.inputs, run=run_name, log=stage_logger(), wait_s=manner.wait_s) as lease:
             if stage in manner.force:
                 folder.force(work.inputs, manner.token)
-            plan = _plan(folder, work, manner)
+            plan = plan_stage(folder, work, manner)
             manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease)
         record.note(stage, folder.fingerprint, work, manifest)
     return StageOutcome(
@@ -181,8 +120,9 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
     )
 
 
-def _plan(folder: StageFolder, work: StageWork, manner: Manner) -> StagePlan:
-    if folder.spec.STAGE in manner.force:
+def plan_stage(folder: StageFolder, work: StageWork, manner: Manner) -> StagePlan:
+    """What a stage needs of whoever runs it in this manner."""
+    if work.spec.STAGE in manner.force:
         begun = folder.forced(work.inputs, manner.token)
         return folder.plan(work.inputs, work.units, least_attempt=begun or UNBEGUN)
     redo = folder.failed_units(work.units) if manner.retry_failed else frozenset[str]()
@@ -203,39 +143,3 @@ def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
         metrics=made.metrics,
         notes={**made.notes, "timing": clock.timing()},
     )
-
-
-def _pinned(stage: StageName, run: Run, pinned: Pinned) -> StageOutcome:
-    """Use the pinned manifest as it is."""
-    stage_logger().log(logging.WARNING if pinned.ignored else logging.INFO, "%s is %s", stage, pinned.note)
-    manifest = pinned.manifest
-    RunRecord(run.files, run.request.name).note_pinned(stage, manifest, pinned.source)
-    uri = run.files.uri(f"{stage}/{short(manifest.spec)}")
-    return StageOutcome(stage, "cached", manifest, uri, pin=pinned.note)
-
-
-def _unselected(stage: StageName, run: Run, committed: Committed, *, needed: bool) -> StageOutcome:
-    """Look a stage up without running it; it is failed when it is needed and not committed."""
-    missing: MlcdError = UpstreamMissingError(
-        f"{stage} is not committed for these settings and data, and it was not selected to run; "
-        f"run it first (--only {stage}), or select from it on (--from-stage {stage})"
-    )
-    if all(upstream in committed for upstream in UPSTREAM[stage]):
-        try:
-            work = stage_work(stage, run, committed)
-            folder = StageFolder(run.files, work.spec)
-            manifest = folder.plan(work.inputs, work.units).manifest
-        except MlcdError as error:
-            missing, manifest = error, None
-        if manifest is not None:
-            RunRecord(run.files, run.request.name).note(stage, folder.fingerprint, work, manifest)
-            return StageOutcome(stage, "cached", manifest, run.files.uri(folder.prefix))
-    if not needed:
-        return StageOutcome(stage, "skipped")
-    return StageOutcome(stage, "failed", error=f"{type(missing).__name__}: {missing}")
-
-
-def _needed(stage: StageName, selected: Collection[StageName], pinned: Collection[StageName]) -> bool:
-    """Whether a selected stage reads this one, directly or through others; a pinned stage reads nothing."""
-    below = [other for other in STAGES if stage in UPSTREAM[other] and other not in pinned]
-    return any(other in selected or _needed(other, selected, pinned) for other in below)

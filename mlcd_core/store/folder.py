@@ -247,12 +247,11 @@ class StageFolder:
                 "units": [[r.unit, r.attempt, len(r.parts)] for r in receipts],
             },
         )
-        path = f"{self.prefix}/manifests/{short(manifest.input)}-{attempt:04d}.json"
-        if self.files.create(path, encode(manifest)):
+        if self.files.create(manifest.path, encode(manifest)):
             return manifest
-        data = self.files.read(path)
-        assert data is not None, f"{path} exists and does not"
-        return decode_manifest(data, self.files.uri(path))
+        data = self.files.read(manifest.path)
+        assert data is not None, f"{manifest.path} exists and does not"
+        return decode_manifest(data, self.files.uri(manifest.path))
 
     def receipt_path(self, unit: str, attempt: int) -> str:
         """Where the receipt of a unit's attempt stands."""

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from mlcd_core.errors import CorruptRecordError
-from mlcd_core.identity import canonical_json, fingerprint, sha256_hex
+from mlcd_core.identity import canonical_json, fingerprint, sha256_hex, short
 from mlcd_core.store.files import Files
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Manifest:
     parts: tuple[Part, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """Where it stands under the root."""
+        return f"{self.stage}/{short(self.spec)}/manifests/{short(self.input)}-{self.attempt:04d}.json"
 
 
 def content_digest(parts: tuple[Part, ...]) -> str:

@@ -81,6 +81,10 @@ def test_planning_stages_loads_neither_prefect_nor_anything_heavy() -> None:
     assert loaded_after(code) & (HEAVY | {"prefect"}) == set()
 
 
+def test_a_stage_as_a_job_needs_no_prefect() -> None:
+    assert loaded_after("import tasks.stage_job") & (HEAVY | {"prefect"}) == set()
+
+
 def test_help_needs_neither_prefect_nor_pydantic() -> None:
     code = "import flows.command as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
     script = f"import sys\n{code}\nprint(*sorted(name.split('.')[0] for name in sys.modules))"

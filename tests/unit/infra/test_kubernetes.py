@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tasks.ray_jobs import OTHER_ADDRESSES
 from tests.unit.infra.files import containers, image, load, locked, profile
 
 SCHEMA = load("tests/unit/infra/kuberay.schema.yaml")
@@ -83,8 +84,13 @@ def test_a_flow_run_reaches_the_standing_cluster_with_its_token() -> None:
     [container] = containers(FLOW_POD)
     variables = {variable["name"]: variable for variable in container["env"]}
     [dashboard] = [port for port in containers(RAY_PODS[0])[0]["ports"] if port["name"] == "dashboard"]
+    deployed = [one for one in load("prefect.yaml")["deployments"] if one["name"] == "k8s"]
+    assert {one["work_pool"]["name"] for one in deployed} == {WORKER["config"]["workPool"]}
     # KubeRay's names: the head's service, and the secret that holds the token
-    assert variables["RAY_API_SERVER_ADDRESS"]["value"] == f"http://{name}-head-svc:{dashboard['containerPort']}"
+    [address] = {one["parameters"]["ray_address"] for one in deployed}
+    assert address == f"http://{name}-head-svc:{dashboard['containerPort']}"
+    # the client would take theirs for the address that it is given
+    assert not set(OTHER_ADDRESSES) & set(variables)
     assert variables["RAY_AUTH_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": name, "key": "auth_token"}}
     assert variables["RAY_AUTH_MODE"]["value"] == "token"
 

@@ -55,7 +55,7 @@ def test_deployment_commands_name_real_deployments_pools_and_parameters() -> Non
     deployed = yaml.safe_load(read("prefect.yaml"))["deployments"]
     names = {f"{one['entrypoint'].split(':')[1]}/{one['name']}" for one in deployed}
     runs = after("prefect", "deployment", "run")
-    assert len(runs) == 2
+    assert len(runs) == 3
     for words in runs:
         assert words[0] in names
         given = {words[i + 1].split("=")[0] for i, word in enumerate(words) if word == "-p"}

@@ -10,7 +10,6 @@ from mlcd_core.errors import ConfigError
 from mlcd_core.identity import fingerprint
 from mlcd_core.specs import STAGES, EmbedSpec, StageName
 from mlcd_core.store import LocalFiles, StageFolder
-from tasks import stage as stage_module
 from tasks.run import Request, Run, check_force
 from tasks.stage import Manner, run_stage
 from tasks.work import Job, Made, StageWork
@@ -26,19 +25,18 @@ class KilledError(Exception):
 class World:
     """A root with one stage of three units; ``made`` counts the units that were done."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path) -> None:
         files = LocalFiles(root)
         self.folder = StageFolder(files, EmbedSpec())
         self.made = 0
         self.killed_after = 99
-        monkeypatch.setattr(stage_module, "stage_work", lambda *_: StageWork(EmbedSpec(), INPUTS, self._make, UNITS))
-        monkeypatch.setattr(stage_module, "publish_stage_artifact", lambda *_: None)
+        self._work = StageWork(EmbedSpec(), INPUTS, self._make, UNITS)
         self._run = Run(Request(str(root)), files, load_config("laptop", environment={}, overrides={}), (), (), "")
 
     def run(self, token: str = "", *force: StageName) -> tuple[str, int]:
         """The result of the stage and its manifest's attempt."""
         manner = Manner(force=frozenset(force), token=token)
-        outcome = run_stage("embed", self._run, {}, None, manner)  # type: ignore[arg-type]  # needs no Ray
+        outcome = run_stage(self._work, self._run, None, manner, run_name="default")  # type: ignore[arg-type]  # needs no Ray
         assert outcome.manifest is not None
         return outcome.result, outcome.manifest.attempt
 
@@ -53,8 +51,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path / "root", monkeypatch)
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "root")
 
 
 def test_a_committed_stage_is_made_again_once_for_each_run_that_forces_it(world: World) -> None:

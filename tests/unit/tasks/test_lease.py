@@ -19,7 +19,6 @@ from mlcd_core.store import LocalFiles, StageFolder
 from mlcd_core.store.claims import Claims
 from mlcd_core.store.holder import this_process
 from mlcd_core.store.lease import Lease, Pace, take_lease
-from tasks import stage as stage_module
 from tasks.lease import stage_lease
 from tasks.run import Request, Run
 from tasks.stage import Manner, StageOutcome, run_stage
@@ -63,19 +62,18 @@ class Lines(logging.Handler):
 class World:
     """A root with one stage of three units, and what a run of it does."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path) -> None:
         self.files = UnreliableFiles(root)
         self.folder = StageFolder(self.files, EmbedSpec())
         self.claims = Claims(self.files, self.folder.prefix, fingerprint(INPUTS))
         self.make: Callable[[Job], Made] = self.commit_all
         self.made = 0
-        monkeypatch.setattr(stage_module, "stage_work", lambda *_: StageWork(EmbedSpec(), INPUTS, self._make, UNITS))
-        monkeypatch.setattr(stage_module, "publish_stage_artifact", lambda *_: None)
+        self._work = StageWork(EmbedSpec(), INPUTS, self._make, UNITS)
         self._run = Run(Request(str(root)), self.files, load_config("laptop", environment={}, overrides={}), (), (), "")
 
     def run(self, wait_s: float = -1) -> StageOutcome:
         manner = Manner(wait_s=wait_s)
-        return run_stage("embed", self._run, {}, None, manner)  # type: ignore[arg-type]  # needs no Ray
+        return run_stage(self._work, self._run, None, manner, run_name="default")  # type: ignore[arg-type]  # needs no Ray
 
     def _make(self, job: Job) -> Made:
         self.made += 1
@@ -98,8 +96,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path / "root", monkeypatch)
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "root")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tasks.pin import resolve_pins
 from tasks.planning import plan_stages, run_status
 from tasks.run import Request, Run, open_run
 from tasks.run_record import RunRecord
-from tasks.stage import _needed, _pinned
+from tasks.run_stages import _needed, _pinned
 from tasks.work import stage_work
 
 ROWS, DIM, NUM_CENTROIDS = 9, 5, 4

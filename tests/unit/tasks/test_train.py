@@ -15,7 +15,7 @@ from tasks.artifacts import stage_markdown
 from tasks.planning import plan_run
 from tasks.ray_session import RaySession
 from tasks.run import Request, Run, open_run
-from tasks.stage import run_stages
+from tasks.run_stages import run_stages
 from tasks.train import check_train, log_folder
 from tasks.train_start import start_of, start_parts
 from tasks.work import stage_work
