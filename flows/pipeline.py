@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from mlcd_core.specs import StageName
+from tasks.approval import check_approval
 from tasks.artifacts import publish_run_artifact
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
@@ -40,6 +41,7 @@ def pipeline(
     retry_failed: bool = False,
     wait_s: float = -1.0,
     ray_address: str = "",
+    approve_before: Stage = "",
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -65,11 +67,14 @@ def pipeline(
         wait_s: Seconds to wait for another run that makes the same stage; negative: as long as it takes.
         ray_address: Ray cluster that the machine of this run is a node of: auto, or host:port of its head. Empty: Ray
             is started on that machine alone, and stopped with the run.
+        approve_before: Suspend the run before this stage, where it has work to do, and show what was clustered. Resume
+            it to approve or to end it. Only for runs of a deployment.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
+    check_approval(approve_before, selected)
     request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
     # the id is the same when the run is retried
-    manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s)
+    manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]

@@ -110,21 +110,7 @@ def _pictures(manifest: Manifest) -> list[str]:
     if manifest.stage == "embed":
         return _embed_tables(manifest)
     if manifest.stage == "cluster":
-        every_size = [size for size, clusters in metrics["sizes"] for _ in range(clusters)]
-        sizes = histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster")
-        objective = curves_png(
-            {"objective": list(enumerate(metrics["objective"], start=1))},
-            title="k-means objective",
-            x_label="iteration",
-            y_label="mean of 1 - cos",
-        )
-        iterations = markdown_table(*iterations_table(metrics))
-        return [
-            markdown_table(["", ""], cluster_table(manifest)),
-            _picture("cluster sizes", sizes),
-            _picture("objective", objective),
-            f"<details><summary>iterations</summary>\n\n{iterations}\n\n</details>",
-        ]
+        return cluster_report(manifest)
     if manifest.stage == "train":
         curve = metrics["curve"]
         pictures = [
@@ -138,6 +124,26 @@ def _pictures(manifest: Manifest) -> list[str]:
         header, rows = metrics_table(metrics["scores"])
         return [markdown_table(header, rows)] if rows else ["No labels were given: cluster evidence only."]
     return []
+
+
+def cluster_report(manifest: Manifest) -> list[str]:
+    """What there is to see of a clustering, as markdown: its figures, the sizes of its clusters, its objective."""
+    metrics = manifest.metrics
+    every_size = [size for size, clusters in metrics["sizes"] for _ in range(clusters)]
+    sizes = histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster")
+    objective = curves_png(
+        {"objective": list(enumerate(metrics["objective"], start=1))},
+        title="k-means objective",
+        x_label="iteration",
+        y_label="mean of 1 - cos",
+    )
+    iterations = markdown_table(*iterations_table(metrics))
+    return [
+        markdown_table(["", ""], cluster_table(manifest)),
+        _picture("cluster sizes", sizes),
+        _picture("objective", objective),
+        f"<details><summary>iterations</summary>\n\n{iterations}\n\n</details>",
+    ]
 
 
 def _cluster_sheet(run: Run, label: Manifest) -> bytes | None:

@@ -21,10 +21,11 @@ from prefect.states import Completed, Failed
 
 from mlcd_core.errors import MlcdError, UpstreamMissingError
 from mlcd_core.events import silent
-from mlcd_core.identity import short
+from mlcd_core.identity import fingerprint, short
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder, StagePlan
 from mlcd_core.store.lease import Lease
+from tasks.approval import approval_report, require_approval
 from tasks.artifacts import publish_stage_artifact
 from tasks.failures import worker_errors
 from tasks.lease import stage_lease
@@ -50,12 +51,14 @@ class Manner:
     force: stages that are made again from the beginning, as a new attempt; what is sealed stands until it seals.
     token: who forces; with the same token a stage that was forced is not forced again, but gone on with.
     wait_s: how long to wait for another run that makes the same, negative for as long as it takes.
+    approve_before: the stage that a person must approve before it runs; "" for none.
     """
 
     retry_failed: bool = False
     force: frozenset[StageName] = frozenset()
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     wait_s: float = -1.0
+    approve_before: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,7 @@ def run_stages(
             outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
             break
         if stage in selected and stage not in pinned:
-            task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, session, manner, return_state=True)
-            outcome = state.result(raise_on_failure=False)
-            if isinstance(outcome, Exception):
-                raise outcome
+            outcome = _selected(stage, run, committed, session, manner)
         elif stage in pinned:
             outcome = _pinned(stage, run, pinned[stage])
         else:
@@ -128,6 +127,38 @@ def run_stages(
             committed[stage] = outcome.manifest
         outcomes.append(outcome)
     return outcomes
+
+
+def _selected(stage: StageName, run: Run, committed: Committed, session: RaySession, manner: Manner) -> StageOutcome:
+    """Run a stage as a task of its own, once it is approved where that is asked for."""
+    if stage == manner.approve_before:
+        try:
+            _approve(stage, run, committed, manner)
+        except MlcdError as error:
+            return _failed(stage, error)
+    task_of_stage = stage_task.with_options(name=stage)
+    state = task_of_stage(stage, run, committed, session, manner, return_state=True)
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert isinstance(outcome, StageOutcome)
+    return outcome
+
+
+def _approve(stage: StageName, run: Run, committed: Committed, manner: Manner) -> None:
+    """Suspend the run until a stage with work to do is approved. Prefect suspends flows only, so not in its task."""
+    work = stage_work(stage, run, committed)
+    folder = StageFolder(run.files, work.spec)
+    if _plan(folder, work, manner).manifest is None:
+        question = f"{stage}-{short(folder.fingerprint)}-{short(fingerprint(work.inputs))}"
+        require_approval(stage, question, approval_report(stage, run.request.name, committed))
+
+
+def _failed(stage: StageName, error: MlcdError, seconds: float = 0.0) -> StageOutcome:
+    """What an error meant for people makes of a stage; the log has its text."""
+    text = f"{type(error).__name__}: {error}"
+    stage_logger().error(text)
+    return StageOutcome(stage, "failed", seconds=seconds, error=text, code=error.code)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -140,10 +171,8 @@ def stage_task(stage: StageName, run: Run, committed: Committed, session: RaySes
     try:
         outcome = run_stage(stage, run, committed, session, manner)
     except MlcdError as error:
-        text = f"{type(error).__name__}: {error}"
-        stage_logger().error(text)
-        failed = StageOutcome(stage, "failed", seconds=time.monotonic() - started, error=text, code=error.code)
-        return Failed(message=text, data=failed)
+        failed = _failed(stage, error, time.monotonic() - started)
+        return Failed(message=failed.error, data=failed)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 
