@@ -6,6 +6,7 @@ Parameters are flat, so that the form in the UI is usable and ``prefect deployme
 """
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefect import flow
@@ -21,6 +22,8 @@ from tasks.stage import Manner
 from tasks.summary import RunFailedError
 
 Stage = Literal["", "embed", "cluster", "label", "train", "evaluate"]
+# no dict | None: the form has no field for it in V2 of the UI
+NOTHING: Mapping[str, Any] = {}
 
 
 @flow(name="pipeline", persist_result=False)
@@ -34,10 +37,10 @@ def pipeline(
     only: Stage = "",
     from_stage: Stage = "",
     until: Stage = "",
-    overrides: dict[str, Any] | None = None,
-    pin: dict[str, str] | None = None,
+    overrides: Mapping[str, Any] = NOTHING,
+    pin: Mapping[str, str] = NOTHING,
     rounds: int = 1,
-    force: list[StageName] | None = None,
+    force: tuple[StageName, ...] = (),
     retry_failed: bool = False,
     wait_s: float = -1.0,
     ray_address: str = "",
@@ -72,9 +75,9 @@ def pipeline(
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     check_approval(approve_before, selected)
-    request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
+    request = Request(root, preset, name, data, eval_data, label_column, overrides, pin)
     # the id is the same when the run is retried
-    manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
+    manner = Manner(retry_failed, frozenset(force), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]

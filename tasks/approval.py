@@ -6,6 +6,7 @@ again, and a run whose clusters have changed since is.
 """
 
 from collections.abc import Collection
+from typing import Literal
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import get_client
@@ -15,11 +16,10 @@ from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from mlcd_core.errors import ConfigError, RejectedError
-from mlcd_core.identity import short
-from tasks.artifacts import cluster_report, markdown_table
+from tasks.artifacts import sizes_picture
 from tasks.reporting import stage_logger
 from tasks.run import check_stage
-from tasks.tables import stage_note
+from tasks.tables import cluster_table, stage_note
 from tasks.work import Committed
 
 _MOST_INPUTS = 1_000  # of one question: three each time that it is asked
@@ -28,7 +28,10 @@ _MOST_INPUTS = 1_000  # of one question: three each time that it is asked
 class Approval(RunInput):
     """What a person decides on the stage that the run has stopped before."""
 
-    approve: bool = Field(description="On: the stage runs. Off: the run ends as failed, and nothing of the stage runs.")
+    # a choice without a default: V1 of the UI sends a switch that nobody touched as off
+    decision: Literal["approve", "reject"] = Field(
+        description="approve: the stage runs. reject: the run ends as failed, and nothing of the stage runs."
+    )
     note: str = Field("", description="Why; it is written to the log of the run.")
 
 
@@ -57,7 +60,7 @@ def require_approval(stage: str, question: str, report: str) -> None:
     # a run that was cancelled while it was suspended asks again, and Prefect takes no key twice
     answer = _answer(question) or suspend_flow_run(wait_for_input=form, key=f"{question}-{uuid4().hex}")
     said = f": {answer.note}" if answer.note else ""
-    if not answer.approve:
+    if answer.decision == "reject":
         raise RejectedError(
             f"{stage} was not approved{said}; nothing of it was run. A retry of this run ends the same way: start a "
             "new one with other settings, or to be asked again"
@@ -66,14 +69,19 @@ def require_approval(stage: str, question: str, report: str) -> None:
 
 
 def approval_report(stage: str, run_name: str, committed: Committed) -> str:
-    """What the form shows, as markdown: the stages so far, and the clusters where there are any."""
-    rows = [(name, f"{made.rows:,}", short(made.digest), stage_note(made)) for name, made in committed.items()]
-    asked = f"Shall **{stage}** of the run **{run_name}** run?"
-    if not committed:
-        return asked
-    so_far = markdown_table(["stage", "rows", "digest", ""], rows)
-    clusters = cluster_report(committed["cluster"]) if "cluster" in committed else []
-    return "\n\n".join([asked, so_far, *clusters])
+    """What the form shows, as markdown: the stages so far, and the clusters where there are any.
+
+    Lists, for the dialog is narrow and cuts tables off.
+    """
+    lines = [f"Shall **{stage}** of the run **{run_name}** run?", ""]
+    lines += [f"- **{name}**: {made.rows:,} rows, {stage_note(made)}" for name, made in committed.items()]
+    if "cluster" in committed:
+        clusters = committed["cluster"]
+        lines += [f"- {name}: {value}" for name, value in cluster_table(clusters)]
+        lines += ["", sizes_picture(clusters)]
+    if "label" in committed:
+        lines += ["", "The artifact mlcd-label shows images of some clusters."]
+    return "\n".join(lines)
 
 
 def _answer(question: str) -> Approval | None:

@@ -205,7 +205,9 @@ def run_stage(stage: StageName, run: Run, committed: Committed, session: RaySess
         units_run=0 if plan.manifest else len({task.unit for task in plan.pending}) if work.units else 1,
         seconds=time.monotonic() - started,
     )
-    publish_stage_artifact(outcome.record(), manifest, run)
+    said = outcome.record()
+    stage_logger().info("%s %s: %s", stage, said["result"], said["note"])
+    publish_stage_artifact(said, manifest, run)
     return outcome
 
 

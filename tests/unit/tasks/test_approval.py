@@ -24,8 +24,8 @@ def test_the_stage_to_approve_is_one_that_would_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_form_shows_the_stages_so_far() -> None:
-    assert approval_report("embed", "default", {}) == "Shall **embed** of the run **default** run?"
+    assert approval_report("embed", "default", {}).strip() == "Shall **embed** of the run **default** run?"
     metrics = {"status": {"ok": 40, "not_an_image": 2}, "failed_units": []}
     embed = Manifest("embed", "s" * 64, "i" * 64, {}, 1, "d" * 64, 42, 40, (), metrics, {})
     text = approval_report("cluster", "default", {"embed": embed})
-    assert "| embed | 42 | dddddddddddd | 2 not_an_image |" in text
+    assert "- **embed**: 42 rows, 2 not_an_image" in text
