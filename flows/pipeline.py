@@ -6,6 +6,7 @@ Parameters are flat, so that the form in the UI is usable and ``prefect deployme
 """
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefect import flow
@@ -13,6 +14,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from mlcd_core.specs import StageName
+from tasks.approval import check_approval
 from tasks.artifacts import publish_run_artifact
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
@@ -20,6 +22,8 @@ from tasks.stage import Manner
 from tasks.summary import RunFailedError
 
 Stage = Literal["", "embed", "cluster", "label", "train", "evaluate"]
+# no dict | None: the form has no field for it in V2 of the UI
+NOTHING: Mapping[str, Any] = {}
 
 
 @flow(name="pipeline", persist_result=False)
@@ -33,13 +37,14 @@ def pipeline(
     only: Stage = "",
     from_stage: Stage = "",
     until: Stage = "",
-    overrides: dict[str, Any] | None = None,
-    pin: dict[str, str] | None = None,
+    overrides: Mapping[str, Any] = NOTHING,
+    pin: Mapping[str, str] = NOTHING,
     rounds: int = 1,
-    force: list[StageName] | None = None,
+    force: tuple[StageName, ...] = (),
     retry_failed: bool = False,
     wait_s: float = -1.0,
     ray_address: str = "",
+    approve_before: Stage = "",
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -67,11 +72,14 @@ def pipeline(
             http://host:port of the dashboard of any cluster: there each stage that is not committed runs as a job,
             which a run that was killed finds again. Empty: Ray is started on that machine alone, and stopped with the
             run.
+        approve_before: Suspend the run before this stage, where it has work to do, and show what was clustered. Resume
+            it to approve or to end it. Only for runs of a deployment.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
-    request = Request(root, preset, name, data, eval_data, label_column, overrides or {}, pin or {})
+    check_approval(approve_before, selected)
+    request = Request(root, preset, name, data, eval_data, label_column, overrides, pin)
     # the id is the same when the run is retried
-    manner = Manner(retry_failed, frozenset(force or ()), flow_run.id or uuid.uuid4().hex, wait_s)
+    manner = Manner(retry_failed, frozenset(force), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]

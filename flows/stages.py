@@ -1,10 +1,11 @@
 """One flow per stage: ``pipeline`` with ``only`` set, so that each stage is a deployment and can be run alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import Flow, flow
 
-from flows.pipeline import pipeline
+from flows.pipeline import NOTHING, pipeline
 from mlcd_core.specs import StageName
 
 
@@ -17,8 +18,8 @@ def _stage_flow(stage: StageName) -> Flow[..., Any]:
         label_column: str = "",
         preset: str = "laptop",
         name: str = "default",
-        overrides: dict[str, Any] | None = None,
-        pin: dict[str, str] | None = None,
+        overrides: Mapping[str, Any] = NOTHING,
+        pin: Mapping[str, str] = NOTHING,
         force: bool = False,
         wait_s: float = -1.0,
         ray_address: str = "",
@@ -49,7 +50,7 @@ def _stage_flow(stage: StageName) -> Flow[..., Any]:
             only=stage,
             overrides=overrides,
             pin=pin,
-            force=[stage] if force else [],
+            force=(stage,) if force else (),
             wait_s=wait_s,
             ray_address=ray_address,
         )

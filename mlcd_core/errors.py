@@ -11,6 +11,7 @@ MlcdError
 +-- LeaseHeldError         another run makes the same, and this one may not wait for it any longer
 |   +-- LeaseLostError     another run took over, because this one showed no sign of life
 +-- UpstreamMissingError   a stage that was not selected and is not committed either
++-- RejectedError          a stage that was to be approved first, and was not
 +-- StageFailedError       units that did not add up, or work that failed on a worker
 |   +-- WorkerLostError    a worker that others waited for died or hangs
 +-- TrainingError          NaN loss, labels out of range, a world size that does not fit
@@ -82,6 +83,12 @@ class UpstreamMissingError(MlcdError):
     """A stage that was not selected to run and is not committed either."""
 
     code = "upstream-missing"
+
+
+class RejectedError(MlcdError):
+    """A stage that was to be approved before it runs was not."""
+
+    code = "rejected"
 
 
 class StageFailedError(MlcdError):

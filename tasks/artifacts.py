@@ -51,6 +51,12 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | No
     return "\n\n".join([head, *_pictures(manifest), *(_sheet_pictures(sheet) if sheet else [])])
 
 
+def sizes_picture(cluster: Manifest) -> str:
+    """The histogram of the sizes of the clusters, as markdown."""
+    every_size = [size for size, clusters in cluster.metrics["sizes"] for _ in range(clusters)]
+    return _picture("cluster sizes", histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster"))
+
+
 def publish_run_artifact(summary: Mapping[str, Any]) -> None:
     """Create the artifact ``mlcd-run`` of the current flow run: what each stage did, and what hangs on what."""
     _publish(run_markdown(summary["stages"]), "mlcd-run")
@@ -112,8 +118,6 @@ def _pictures(manifest: Manifest) -> list[str]:
     if manifest.stage == "embed":
         return _embed_tables(manifest)
     if manifest.stage == "cluster":
-        every_size = [size for size, clusters in metrics["sizes"] for _ in range(clusters)]
-        sizes = histogram_png(every_size, title="Rows per cluster", x_label="rows in the cluster")
         objective = curves_png(
             {"objective": list(enumerate(metrics["objective"], start=1))},
             title="k-means objective",
@@ -123,7 +127,7 @@ def _pictures(manifest: Manifest) -> list[str]:
         iterations = markdown_table(*iterations_table(metrics))
         return [
             markdown_table(["", ""], cluster_table(manifest)),
-            _picture("cluster sizes", sizes),
+            sizes_picture(manifest),
             _picture("objective", objective),
             f"<details><summary>iterations</summary>\n\n{iterations}\n\n</details>",
         ]

@@ -46,12 +46,16 @@ SERVER = Server()
 def prefect_report() -> Iterator[Report]:
     """A reporter that logs the first event of a kind, then one every few seconds, and always the last."""
     logger = stage_logger()
+    stage = running_task()  # V2 of the UI does not show which task a line is of
     last_time: dict[str, float] = {}
     held: dict[str, str] = {}
 
     def report(event: str, values: Mapping[str, Value]) -> None:
         shown = [key for key in SHOWN.get(event, values) if values.get(key) is not None]
-        line = f"{event.rpartition('.')[2]}: " + ", ".join(f"{key} {_spell(values[key])}" for key in shown)
+        head = event if event.startswith(stage) else f"{stage} {event}"
+        line = (
+            head.replace(".", " ").replace("_", " ") + ": " + ", ".join(f"{key} {_spell(values[key])}" for key in shown)
+        )
         now = time.monotonic()
         if now - last_time.get(event, -LOG_EVERY_S) >= LOG_EVERY_S:
             last_time[event] = now

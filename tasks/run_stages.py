@@ -16,9 +16,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from mlcd_core.errors import MlcdError, UpstreamMissingError
-from mlcd_core.identity import short
+from mlcd_core.identity import fingerprint, short
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
+from tasks.approval import approval_report, require_approval
 from tasks.artifacts import publish_stage_artifact
 from tasks.pin import Pinned, resolve_pins
 from tasks.ray_jobs import RayJobs
@@ -27,7 +28,7 @@ from tasks.reporting import stage_logger
 from tasks.run import Run
 from tasks.run_as_job import run_as_job
 from tasks.run_record import RunRecord
-from tasks.stage import Manner, StageOutcome, failed_outcome, run_stage
+from tasks.stage import Manner, StageOutcome, failed_outcome, plan_stage, run_stage
 from tasks.train import check_train
 from tasks.work import UPSTREAM, Committed, stage_work
 
@@ -51,11 +52,7 @@ def run_stages(
             outcomes += [StageOutcome(rest, "skipped") for rest in STAGES[len(outcomes) :]]
             break
         if stage in selected and stage not in pinned:
-            task_of_stage = stage_task.with_options(name=stage)
-            state = task_of_stage(stage, run, committed, ray, manner, return_state=True)
-            outcome = state.result(raise_on_failure=False)
-            if isinstance(outcome, Exception):
-                raise outcome
+            outcome = _selected(stage, run, committed, ray, manner)
         elif stage in pinned:
             outcome = _pinned(stage, run, pinned[stage])
         else:
@@ -64,6 +61,35 @@ def run_stages(
             committed[stage] = outcome.manifest
         outcomes.append(outcome)
     return outcomes
+
+
+def _selected(
+    stage: StageName, run: Run, committed: Committed, ray: RaySession | RayJobs, manner: Manner
+) -> StageOutcome:
+    """Run a stage as a task of its own, once it is approved where that is asked for."""
+    if stage == manner.approve_before:
+        try:
+            _approve(stage, run, committed, manner)
+        except MlcdError as error:
+            rejected = failed_outcome(stage, error, seconds=0.0)
+            stage_logger().error(rejected.error)
+            return rejected
+    task_of_stage = stage_task.with_options(name=stage)
+    state = task_of_stage(stage, run, committed, ray, manner, return_state=True)
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert isinstance(outcome, StageOutcome)
+    return outcome
+
+
+def _approve(stage: StageName, run: Run, committed: Committed, manner: Manner) -> None:
+    """Suspend the run until a stage with work to do is approved. Prefect suspends flows only, so not in its task."""
+    work = stage_work(stage, run, committed)
+    folder = StageFolder(run.files, work.spec)
+    if plan_stage(folder, work, manner).manifest is None:
+        question = f"{stage}-{short(folder.fingerprint)}-{short(fingerprint(work.inputs))}"
+        require_approval(stage, question, approval_report(stage, run.request.name, committed))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -85,7 +111,9 @@ def stage_task(stage: StageName, run: Run, committed: Committed, ray: RaySession
     if outcome.manifest is None:
         stage_logger().error(outcome.error)
         return Failed(message=outcome.error, data=outcome)
-    publish_stage_artifact(outcome.record(), outcome.manifest, run)
+    said = outcome.record()
+    stage_logger().info("%s %s: %s", stage, said["result"], said["note"])
+    publish_stage_artifact(said, outcome.manifest, run)
     return Completed(name="Cached", data=outcome) if outcome.result == "cached" else outcome
 
 

@@ -38,12 +38,14 @@ class Manner:
     force: stages that are made again from the beginning, as a new attempt; what is sealed stands until it seals.
     token: who forces; with the same token a stage that was forced is not forced again, but gone on with.
     wait_s: how long to wait for another run that makes the same, negative for as long as it takes.
+    approve_before: the stage that a person must approve before it runs; "" for none.
     """
 
     retry_failed: bool = False
     force: frozenset[StageName] = frozenset()
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     wait_s: float = -1.0
+    approve_before: str = ""
 
 
 @dataclass(frozen=True)

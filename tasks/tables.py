@@ -29,6 +29,8 @@ def cluster_table(manifest: Manifest) -> list[tuple[str, str]]:
     certified = [share for share in metrics["certified_share"] if share is not None]
     recall = [share for share in metrics["recall"] if share is not None]
     return [
+        ("clusters", f"{manifest.rows:,}"),
+        ("objective, mean of 1 - cos", f"{metrics['objective'][-1]:.4f}"),
         (f"rows per cluster ({', '.join(quantiles)})", ", ".join(f"{size:,}" for size in quantiles.values())),
         ("imbalance, K sum(n^2) / N^2", f"{metrics['imbalance']:.3f}"),
         ("rows whose embedding another row has too", f"{identical:,}, from {of:,} rows looked at"),

@@ -1,13 +1,18 @@
-"""As a Prefect user: worker, deploy, ``deployment run --watch``, exit codes, one deployment per stage."""
+"""As a Prefect user: worker, deploy, ``deployment run --watch``, exit codes, a deployment per stage, approval."""
 
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
+from prefect.states import Scheduled
 
 from tests.integration.harness import BIN, TINY, post, stop, write_scenes
 
@@ -31,8 +36,11 @@ class PrefectUser:
             command, capture_output=True, text=True, env=self.environment, cwd=REPO, timeout=400, check=False
         )
 
+    def parameters(self, **parameters: Any) -> dict[str, Any]:
+        return {"data": f"{self.data}/*.parquet", "root": str(self.root), "overrides": TINY, **parameters}
+
     def run(self, deployment: str, **parameters: Any) -> "subprocess.CompletedProcess[str]":
-        given = {"data": f"{self.data}/*.parquet", "root": str(self.root), "overrides": TINY, **parameters}
+        given = self.parameters(**parameters)
         words = [word for key, value in given.items() for word in ("-p", f"{key}={json.dumps(value)}")]
         return self.prefect("deployment", "run", deployment, *words, "--watch", "--watch-timeout", "300")
 
@@ -68,6 +76,7 @@ def test_deploy_makes_the_pipeline_and_one_deployment_per_stage(user: PrefectUse
     form = pipeline["parameter_openapi_schema"]["properties"]
     assert {"root", "data", "only", "from_stage", "until", "overrides", "preset", "name"} <= set(form)
     assert all(field.get("description") for field in form.values())
+    assert all("type" in field for field in form.values()), "a union has no usable field in V2 of the UI"
 
 
 def test_watched_run_exits_0_when_it_completed(user: PrefectUser) -> None:
@@ -112,3 +121,61 @@ def test_clusters_are_shown_with_their_images(user: PrefectUser) -> None:
     [artifact] = user.post("artifacts/latest/filter", {"artifacts": {"key": {"any_": ["mlcd-label"]}}})
     assert "![clusters](data:image/png;base64," in artifact["data"]
     assert len(artifact["data"]) < MOST_ARTIFACT_CHARACTERS
+
+
+class ApprovedRun:
+    """A run of ``pipeline/local`` up to train, which a person must approve."""
+
+    def __init__(self, user: PrefectUser) -> None:
+        self.client = SyncPrefectClient(user.api)
+        deployment = self.client.read_deployment_by_name("pipeline/local").id
+        parameters = user.parameters(until="train", approve_before="train")
+        self.id: UUID = self.client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+
+    def settled(self) -> State:
+        """The state once the run waits for a person, or is over."""
+        deadline = time.monotonic() + 300
+        while True:
+            state = self.client.read_flow_run(self.id).state
+            assert state is not None
+            if state.is_paused() or state.is_final():
+                return state
+            assert time.monotonic() < deadline, f"the run is {state.name} after 300 s"
+            time.sleep(0.5)
+
+    def answer(self, **given: Any) -> State:
+        """The state that an answer ends in."""
+        self.client.resume_flow_run(self.id, run_input=given)
+        return self.settled()
+
+
+def test_a_rejected_stage_does_not_run_and_a_retry_is_not_asked_again(user: PrefectUser) -> None:
+    run = ApprovedRun(user)
+    state = run.settled()
+    assert state.name == "Suspended"
+    keys = state.state_details.run_input_keyset
+    assert keys is not None
+    shown = run.client.read_flow_run_input(run.id, keys["description"])
+    assert "- clusters: 12\n" in shown
+    assert "![cluster sizes](data:image/png;base64," in shown
+    rejected = run.answer(decision="reject", note="too few clusters")
+    assert rejected.is_failed()
+    assert "RejectedError: train was not approved: too few clusters" in str(rejected.message)
+    run.client.set_flow_run_state(run.id, Scheduled())
+    retried = run.settled()
+    assert retried.is_failed()
+    assert retried.id != rejected.id
+    assert retried.message == rejected.message
+    assert not (user.root / "train").exists()
+
+
+def test_an_approved_stage_runs(user: PrefectUser) -> None:
+    run = ApprovedRun(user)
+    assert run.settled().name == "Suspended"
+    assert not (user.root / "train").exists()
+    assert run.answer(decision="approve").is_completed()
+    assert len(list(user.root.glob("train/*/manifests/*.json"))) == 1
+
+
+def test_a_stage_that_is_committed_needs_no_approval(user: PrefectUser) -> None:
+    assert ApprovedRun(user).settled().is_completed()

@@ -62,6 +62,8 @@ def test_artifact_shows_the_quality_of_a_clustering() -> None:
     manifest = Manifest("cluster", "s", "i", {}, 1, "d", 4, 4, (), metrics, {"rows_per_s": 1234.5, "flop_per_s": 2.5e9})
     text = stage_markdown({"result": "ran", "units_run": 1, "seconds": 1.0, "uri": ""}, manifest)
     for line in (
+        "| clusters | 4 |",
+        "| objective, mean of 1 - cos | 0.2500 |",
         "| rows per cluster (min, 1 %, 25 %, median, 75 %, 99 %, max) | 6, 0, 1, 5, 2, 3, 4 |",
         "| imbalance, K sum(n^2) / N^2 | 1.250 |",
         "| rows whose embedding another row has too | 12, from 1,500 rows looked at |",
