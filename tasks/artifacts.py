@@ -38,7 +38,7 @@ def stage_markdown(record: dict[str, Any], manifest: Manifest, sheet: bytes | No
     """The stage's result as markdown: where it lies, what it counts, and its pictures; of label, the sheet (PNG)."""
     rows = [
         ("result", record["result"]),
-        ("rows", f"{manifest.rows:,}, of them usable {manifest.usable:,}"),
+        *([("rows", f"{manifest.rows:,}, of them usable {manifest.usable:,}")] if manifest.rows else []),
         ("units run", record["units_run"]),
         ("seconds", record["seconds"]),
         ("spec", manifest.spec),
@@ -135,6 +135,7 @@ def _pictures(manifest: Manifest) -> list[str]:
         curve = metrics["curve"]
         pictures = [
             _curves(curve, ("loss",), "Loss"),
+            _curves(curve, ("learning_rate",), "Learning rate"),
             _curves(curve, ("positive_cosine", "negative_cosine"), "Mean cosine"),
             _curves(curve, ("effective_rank",), "Effective rank of the features"),
             _curves(curve, ("images_per_s",), "Images per second"),
@@ -167,7 +168,8 @@ def _embed_tables(manifest: Manifest) -> list[str]:
     if psnr is not None:
         quality = f"PSNR {psnr['mean_db']:.1f} dB, worst {psnr['worst_db']:.1f} dB, of {psnr['images']:,} images"
         head.append(("fast decoding against exact", quality))
-    tables = [markdown_table(["", ""], head), markdown_table(["status", "rows"], list(metrics["status"].items()))]
+    status = [(name, f"{rows:,}") for name, rows in metrics["status"].items()]
+    tables = [markdown_table(["", ""], head), markdown_table(["status", "rows"], status)]
     return tables + ([markdown_table(*failed_units_table(metrics))] if metrics["failed_units"] else [])
 
 

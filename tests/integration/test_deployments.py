@@ -155,7 +155,7 @@ def test_a_rejected_stage_does_not_run_and_a_retry_is_not_asked_again(user: Pref
     assert state.name == "Suspended"
     keys = state.state_details.run_input_keyset
     assert keys is not None
-    shown = run.client.read_flow_run_input(run.id, keys["description"])
+    shown = json.loads(run.client.read_flow_run_input(run.id, keys["description"]))
     assert "- clusters: 12\n" in shown
     assert "![cluster sizes](data:image/png;base64," in shown
     rejected = run.answer(decision="reject", note="too few clusters")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tasks.artifacts import run_markdown
+from mlcd_core.store import Manifest
+from tasks.artifacts import run_markdown, stage_markdown
 
 STAGES = ("embed", "cluster", "label", "train", "evaluate")
 
@@ -38,3 +39,9 @@ def test_a_later_round_embeds_with_the_tower_of_the_one_before() -> None:
     text = run_markdown([stage(name, number=number) for number in (1, 2) for name in STAGES])
     assert "train1 --> embed2" in text
     assert "| round | stage |" in text
+
+
+def test_a_stage_whose_parts_hold_no_rows_counts_none() -> None:
+    evaluate = Manifest("evaluate", "s", "i", {}, 1, "d", 0, 0, (), {"scores": {}}, {})
+    text = stage_markdown({"result": "ran", "units_run": 1, "seconds": 1.0, "uri": ""}, evaluate)
+    assert "| rows |" not in text

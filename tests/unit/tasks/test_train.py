@@ -146,7 +146,7 @@ def test_artifact_shows_curves_watches_and_the_workers_of_each_attempt(tmp_path:
     manifest = commit(tmp_path, TrainSpec(), b"", curve=[{"step": 20, **record}, {"step": 40, **record}])
     shown = {"result": "ran", "units_run": 1, "seconds": 1, "uri": "here"}
     text = stage_markdown(shown, manifest)
-    assert text.count("data:image/png;base64,") == 4
+    assert text.count("data:image/png;base64,") == 5
     assert "| workers to step 40 | 2 on cpu, 1 threads |" in text
     assert "| workers to step 90 | 1 on cpu, 1 threads |" in text
     assert "| last effective_rank | 3 |" in text
