@@ -22,10 +22,10 @@ ENDS_S = 300
 def test_a_run_outlives_its_server_or_resumes(tmp_path: Path, mlcd: Mlcd) -> None:
     write_scenes(tmp_path / "data", "train", shards=4)
     root = tmp_path / "root"
-    words = ["run", "--data", str(tmp_path / "data"), "--root", str(root), *tiny_settings(train__epochs=6)]
+    words = ["run", "--data", str(tmp_path / "data"), "--root", str(root), "--until", "label", *tiny_settings()]
     with prefect_process(tmp_path, os.environ) as (api, server):
         child = Mlcd(api, {"PREFECT_CLIENT_MAX_RETRIES": "2"}).start(*words)
-        processes = wait_for_first_receipt(child, root, random.choice(["embed", "cluster", "train"]))
+        processes = wait_for_first_receipt(child, root, random.choice(["embed", "cluster"]))
         time.sleep(random.uniform(0, 1))
         server.kill()
         code = child.wait(timeout=ENDS_S)
@@ -37,5 +37,5 @@ def test_a_run_outlives_its_server_or_resumes(tmp_path: Path, mlcd: Mlcd) -> Non
     done = mlcd(*words)
     assert done.code == 0, done.stderr
     assert {path: write_id_of(path) for path in committed} == committed
-    stages = ("embed", "cluster", "label", "train", "evaluate")
+    stages = ("embed", "cluster", "label")
     assert {stage: len(list(root.glob(f"{stage}/*/manifests/*.json"))) for stage in stages} == dict.fromkeys(stages, 1)
