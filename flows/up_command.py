@@ -10,14 +10,13 @@ from flows.options import add_output_options
 if TYPE_CHECKING:
     from flows.options import Commands
 
-DEFAULT_PORT = 4200
 DONE = 0
 
 
 def add_parsers(commands: "Commands") -> None:
     """Add ``up`` and ``down``."""
     up = commands.add_parser("up", help="start a Prefect server, a worker and the deployments on this machine")
-    up.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"of the server, on 127.0.0.1 ({DEFAULT_PORT})")
+    up.add_argument("--port", type=int, metavar="N", help="of the server, on 127.0.0.1 (default 4200)")
     up.set_defaults(command=_up)
     down = commands.add_parser("down", help="stop what up has started; runs under way end and can be resumed")
     down.set_defaults(command=_down)
@@ -26,9 +25,9 @@ def add_parsers(commands: "Commands") -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from tasks.services import start_services
+    from tasks.services import SERVER_PORT, start_services
 
-    services = start_services(options.port, _tell)
+    services = start_services(SERVER_PORT if options.port is None else options.port, _tell)
     if options.json:
         print(json.dumps({"api": services.api, "pids": [process.pid for process in services.processes]}))
     else:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from importlib import metadata
 from urllib.parse import urlsplit
 
 from tasks.doctor_findings import Finding
+from tasks.services import SERVER_PORT
 
 ANSWER_S = 5
 
@@ -20,6 +22,7 @@ def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
     address = environment.get("PREFECT_API_URL") or get_current_settings().api.url
     if not address:
         yield Finding("prefect", "ok", "no PREFECT_API_URL: a run starts a temporary server of its own")
+        yield check_port(SERVER_PORT)
         return
     try:
         shown = _without_secrets(address)
@@ -28,6 +31,16 @@ def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("prefect", "error", text)
         return
     yield _asked(shown)
+
+
+def check_port(port: int) -> Finding:
+    """Whether ``mlcd up`` could have this port of loopback for its server."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        text = f"{port} cannot be listened on ({error.strerror}): mlcd up --port N takes another, or it is up already"
+        return Finding("port", "warning", text)
+    return Finding("port", "ok", f"{port} of 127.0.0.1 is free for mlcd up")
 
 
 def _asked(address: str) -> Finding:

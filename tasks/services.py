@@ -23,6 +23,7 @@ from mlcd_core.errors import ConfigError, StageFailedError
 from mlcd_core.store.holder import Holder, is_gone, process_of
 
 HOST = "127.0.0.1"
+SERVER_PORT = 4200
 POOL = "mlcd-local"
 REPO = Path(__file__).parents[1]
 START_S, STOP_S = 180.0, 30.0

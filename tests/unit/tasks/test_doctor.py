@@ -1,6 +1,7 @@
 """``mlcd doctor``: what would fail is an error, what is odd a warning; nothing is left behind, no secret is shown."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def test_a_fit_machine_has_no_errors_and_nothing_is_left_behind(tmp_path: Path) 
     assert texts(findings, "error") == []
     subjects = {finding.subject for finding in findings}
     assert subjects == {
-        *("python", "packages", "ray", "cores", "memory", "gpu", "prefect", "storage", "disk", "data", "images")
+        *("python", "packages", "ray", "cores", "memory", "gpu", "prefect", "port", "storage", "disk", "data", "images")
     }
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -151,6 +152,13 @@ def test_the_prefect_server_is_asked_for_its_version(answer: str, status: int, s
     assert said in finding.text
     assert address in finding.text
     assert CANARY not in finding.text
+
+
+def test_a_port_that_is_taken_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert doctor_prefect.check_port(port).state == "warning"
+    assert doctor_prefect.check_port(port).state == "ok"
 
 
 def test_a_prefect_server_that_is_away_is_an_error() -> None:
