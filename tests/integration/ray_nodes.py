@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, as a process: python -m tests.chaos.ray_nodes
+"""A Ray cluster of several nodes on this machine, as a process: python -m tests.integration.ray_nodes
 
 The head has one CPU, so most workers of a run are on the other nodes. Prints the cluster's address, then for each line
 it reads does what it says and prints the answer: ``add`` starts a node and prints the pid of its raylet. When its input

@@ -1,7 +1,6 @@
 """A run that joins a Ray cluster of two nodes, one of which is killed in embed, in cluster and in train.
 
-infra/dev test tests/chaos/two_nodes.py
-
+infra/dev day
 """
 
 import os
@@ -19,8 +18,6 @@ import pytest
 from mlcd_core import open_run
 from tests.integration.harness import Mlcd, tiny_settings, wait_for_first_receipt, write_scenes
 
-pytest_plugins = ("tests.integration.conftest",)  # a Prefect server, and the command against it
-
 REPO = Path(__file__).parents[2]
 STAGES = ("embed", "cluster", "label", "train", "evaluate")
 KILLED_IN = ("embed", "cluster", "train")
@@ -32,7 +29,7 @@ class Cluster:
     """The process that holds the nodes, and the raylet of the node that is to die."""
 
     def __init__(self, log: Path) -> None:
-        command = [sys.executable, "-m", "tests.chaos.ray_nodes"]
+        command = [sys.executable, "-m", "tests.integration.ray_nodes"]
         pipe = subprocess.PIPE
         with log.open("w") as said:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, cwd=REPO)

@@ -1,6 +1,6 @@
 """A user's day with real processes: up, deploy, runs, kills, retries, other ways to run again, down.
 
-    infra/dev test tests/chaos/day.py
+    infra/dev day
 
 One test, because each part stands on the state that the one before left. Everything goes through the commands and the
 HTTP API that a person and the UI use.
@@ -76,6 +76,13 @@ class Day:
         until(lambda: self.state(run_id) in ENDED, limit_s)
         return self.state(run_id)
 
+    def reported_crashes(self, run_id: str) -> int:
+        """How often the worker has logged that the process of a run was killed."""
+        logs = self.post(
+            "logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
+        )
+        return sum("as crashed" in line["message"] for line in logs)
+
     def task_states(self, run_id: str) -> dict[str, str]:
         """Stage -> the name of the state of its newest task run."""
         runs = self.post(
@@ -129,6 +136,7 @@ def test_a_day(day: Day) -> None:
 
 def killed_in_each_stage_and_retried(day: Day) -> None:
     run_id = day.begin("pipeline/local")
+    kills = 0
     for stage in STAGES:
         until(lambda stage=stage: list(day.root.glob(f"{stage}/*/leases/*.json")), FLOW_RUN_S)
         time.sleep(random.uniform(0, 2))
@@ -137,6 +145,9 @@ def killed_in_each_stage_and_retried(day: Day) -> None:
         if day.manifests("evaluate"):
             break  # the last stage was faster than the kill
         flow.send_signal(signal.SIGKILL)
+        kills += 1
+        # its worker says so a second time, and a retry that came between the two would be lost
+        until(lambda kills=kills: day.reported_crashes(run_id) == kills, FLOW_RUN_S)
         assert day.end_of(run_id) == "CRASHED", stage
         until(lambda: not any("ray" in process.name() for process in day.flow_processes()), CANCEL_S)
         assert day.command("prefect", "flow-run", "retry", run_id).returncode == 0

@@ -1,4 +1,7 @@
-"""The Prefect server is killed while a run is at work: what is committed stays, and the next run makes the rest."""
+"""The Prefect server is killed while a run is at work: what is committed stays, and the next run makes the rest.
+
+infra/dev day
+"""
 
 import os
 import random
