@@ -13,9 +13,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
+from flows.rendering import plan_text
 from mlcd_core.specs import StageName
 from tasks.approval import check_approval
-from tasks.artifacts import publish_run_artifact
+from tasks.artifacts import publish_plan_artifact, publish_run_artifact
+from tasks.rounds import plan_rounds
 from tasks.run import Request, selected_stages
 from tasks.run_rounds import rounds_summary, run_rounds
 from tasks.stage import Manner
@@ -45,6 +47,7 @@ def pipeline(
     wait_s: float = -1.0,
     ray_address: str = "",
     approve_before: Stage = "",
+    plan_only: bool = False,
 ) -> Any:
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
@@ -74,10 +77,15 @@ def pipeline(
             run.
         approve_before: Suspend the run before this stage, where it has work to do, and show what was clustered. Resume
             it to approve or to end it. Only for runs of a deployment.
+        plan_only: Run nothing, and show as the artifact mlcd-plan what a run would do, why, and what it would take.
     """
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     check_approval(approve_before, selected)
     request = Request(root, preset, name, data, eval_data, label_column, overrides, pin)
+    if plan_only:
+        plan = plan_rounds(request, rounds)
+        publish_plan_artifact(plan_text(plan["stages"], plan["estimate"]))
+        return plan
     # the id is the same when the run is retried
     manner = Manner(retry_failed, frozenset(force), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))

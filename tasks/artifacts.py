@@ -62,6 +62,11 @@ def publish_run_artifact(summary: Mapping[str, Any]) -> None:
     _publish(run_markdown(summary["stages"]), "mlcd-run")
 
 
+def publish_plan_artifact(text: str) -> None:
+    """Create the artifact ``mlcd-plan`` of the current flow run from what the command prints."""
+    _publish(f"# plan\n\n```\n{text}\n```\n", "mlcd-plan")
+
+
 def _publish(text: str, key: str) -> None:
     def show() -> None:
         create_markdown_artifact(text, key=key)

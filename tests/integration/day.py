@@ -136,8 +136,7 @@ def test_a_day(day: Day) -> None:
 
 def killed_in_each_stage_and_retried(day: Day) -> None:
     run_id = day.begin("pipeline/local")
-    kills = 0
-    for stage in STAGES:
+    for kills, stage in enumerate(STAGES, start=1):
         until(lambda stage=stage: list(day.root.glob(f"{stage}/*/leases/*.json")), FLOW_RUN_S)
         time.sleep(random.uniform(0, 2))
         before = day.receipts()
@@ -145,7 +144,6 @@ def killed_in_each_stage_and_retried(day: Day) -> None:
         if day.manifests("evaluate"):
             break  # the last stage was faster than the kill
         flow.send_signal(signal.SIGKILL)
-        kills += 1
         # its worker says so a second time, and a retry that came between the two would be lost
         until(lambda kills=kills: day.reported_crashes(run_id) == kills, FLOW_RUN_S)
         assert day.end_of(run_id) == "CRASHED", stage

@@ -79,6 +79,14 @@ def test_deploy_makes_the_pipeline_and_one_deployment_per_stage(user: PrefectUse
     assert all("type" in field for field in form.values()), "a union has no usable field in V2 of the UI"
 
 
+def test_a_plan_is_an_artifact_and_runs_nothing(user: PrefectUser) -> None:
+    done = user.run("pipeline/local", plan_only=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [artifact] = user.post("artifacts/filter", {"artifacts": {"key": {"any_": ["mlcd-plan"]}}})
+    assert "embed     miss" in artifact["data"]
+    assert not user.root.exists()
+
+
 def test_watched_run_exits_0_when_it_completed(user: PrefectUser) -> None:
     done = user.run("embed/local")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -80,6 +80,15 @@ def test_plan_of_a_fresh_root_is_a_miss_and_writes_nothing(world: World) -> None
     assert not world.root.exists()
 
 
+def test_a_probe_tells_what_every_stage_costs_and_leaves_nothing(world: World) -> None:
+    done = world._mlcd("plan", *world.request(), *tiny_settings(), "--probe", "--price", "36", "--json")
+    assert done.code == 0, done.stderr
+    costs = [stage["cost"] for stage in done.summary["stages"]]
+    assert all(cost["bytes"] > 0 and cost["seconds"] > 0 for cost in costs)
+    assert [cost["price"] for cost in costs] == [pytest.approx(cost["seconds"] / 100) for cost in costs]
+    assert not world.root.exists()
+
+
 def test_first_run_makes_every_stage(world: World) -> None:
     done = world.run()
     assert done.code == 0, done.stderr
