@@ -134,8 +134,8 @@ def test_clusters_are_shown_with_their_images(user: PrefectUser) -> None:
 class ApprovedRun:
     """A run of ``pipeline/local`` up to train, which a person must approve."""
 
-    def __init__(self, user: PrefectUser) -> None:
-        self.client = SyncPrefectClient(user.api)
+    def __init__(self, user: PrefectUser, client: SyncPrefectClient) -> None:
+        self.client = client
         deployment = self.client.read_deployment_by_name("pipeline/local").id
         parameters = user.parameters(until="train", approve_before="train")
         self.id: UUID = self.client.create_flow_run_from_deployment(deployment, parameters=parameters).id
@@ -157,19 +157,27 @@ class ApprovedRun:
         return self.settled()
 
 
-def test_a_rejected_stage_does_not_run_and_a_retry_is_not_asked_again(user: PrefectUser) -> None:
-    run = ApprovedRun(user)
+@pytest.fixture
+def client(user: PrefectUser) -> Iterator[SyncPrefectClient]:
+    with SyncPrefectClient(user.api) as client:
+        yield client
+
+
+def test_a_rejected_stage_does_not_run_and_a_retry_is_not_asked_again(
+    user: PrefectUser, client: SyncPrefectClient
+) -> None:
+    run = ApprovedRun(user, client)
     state = run.settled()
     assert state.name == "Suspended"
     keys = state.state_details.run_input_keyset
     assert keys is not None
-    shown = json.loads(run.client.read_flow_run_input(run.id, keys["description"]))
+    shown = json.loads(client.read_flow_run_input(run.id, keys["description"]))
     assert "- clusters: 12\n" in shown
     assert "![cluster sizes](data:image/png;base64," in shown
     rejected = run.answer(decision="reject", note="too few clusters")
     assert rejected.is_failed()
     assert "RejectedError: train was not approved: too few clusters" in str(rejected.message)
-    run.client.set_flow_run_state(run.id, Scheduled())
+    client.set_flow_run_state(run.id, Scheduled())
     retried = run.settled()
     assert retried.is_failed()
     assert retried.id != rejected.id
@@ -177,13 +185,13 @@ def test_a_rejected_stage_does_not_run_and_a_retry_is_not_asked_again(user: Pref
     assert not (user.root / "train").exists()
 
 
-def test_an_approved_stage_runs(user: PrefectUser) -> None:
-    run = ApprovedRun(user)
+def test_an_approved_stage_runs(user: PrefectUser, client: SyncPrefectClient) -> None:
+    run = ApprovedRun(user, client)
     assert run.settled().name == "Suspended"
     assert not (user.root / "train").exists()
     assert run.answer(decision="approve").is_completed()
     assert len(list(user.root.glob("train/*/manifests/*.json"))) == 1
 
 
-def test_a_stage_that_is_committed_needs_no_approval(user: PrefectUser) -> None:
-    assert ApprovedRun(user).settled().is_completed()
+def test_a_stage_that_is_committed_needs_no_approval(user: PrefectUser, client: SyncPrefectClient) -> None:
+    assert ApprovedRun(user, client).settled().is_completed()
