@@ -77,11 +77,11 @@ class Day:
         return self.state(run_id)
 
     def reported_crashes(self, run_id: str) -> int:
-        """How often the worker has logged that the process of a run was killed."""
+        """How often the worker has ended with a run whose process was killed: what it logs last."""
         logs = self.post(
             "logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
         )
-        return sum("as crashed" in line["message"] for line in logs)
+        return sum("memory allocation" in line["message"] for line in logs)
 
     def task_states(self, run_id: str) -> dict[str, str]:
         """Stage -> the name of the state of its newest task run."""
@@ -144,7 +144,7 @@ def killed_in_each_stage_and_retried(day: Day) -> None:
         if day.manifests("evaluate"):
             break  # the last stage was faster than the kill
         flow.send_signal(signal.SIGKILL)
-        # its worker says so a second time, and a retry that came between the two would be lost
+        # two processes look after it and mark it as crashed; a retry that came between the two would be lost
         until(lambda kills=kills: day.reported_crashes(run_id) == kills, FLOW_RUN_S)
         assert day.end_of(run_id) == "CRASHED", stage
         until(lambda: not any("ray" in process.name() for process in day.flow_processes()), CANCEL_S)
