@@ -52,7 +52,7 @@ def pipeline(
     """Embed, cluster, label, train and evaluate; stages that are committed return at once.
 
     Args:
-        root: Absolute path of the folder that holds everything this run makes.
+        root: Absolute path or s3:// address of what holds everything this run makes.
         data: Parquet shards with images: a file, folder or pattern, or demo for composed digit scenes.
         eval_data: Labelled shards that only evaluation reads.
         label_column: Column of an int, or a list of ints, per row; without it only clusters are evaluated.
