@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from mlcd_core.errors import ConfigError, StageFailedError
+from tasks.sigterm import Handler, replace_sigterm_handler
 
 TERMINATED = 143
 STARTS = 3
@@ -53,7 +54,7 @@ class RaySession:
         self.address = address
         self._num_cpus = max(FEWEST_CPUS, most_workers + SPARE_CPUS)
         self._owned = False
-        self._on_sigterm: Any = None
+        self._usual: Handler = None  # of SIGTERM
         self._terminated = False
 
     def start(self) -> None:
@@ -64,14 +65,15 @@ class RaySession:
 
         if ray.is_initialized():
             return
-        self._on_sigterm = signal.getsignal(signal.SIGTERM)
+        usual = signal.getsignal(signal.SIGTERM)
         if self.address:
             self._join()
         else:
             self._init()
         if threading.current_thread() is threading.main_thread():
             # Ray's handler prints a stack and aborts at exit, and Prefect's exception is swallowed inside ray.get
-            signal.signal(signal.SIGTERM, self._terminate)
+            signal.signal(signal.SIGTERM, usual)
+            self._usual = replace_sigterm_handler(self._terminate)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._owned = True
@@ -129,9 +131,12 @@ class RaySession:
 
             ray.shutdown()
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, self._on_sigterm)
+                replace_sigterm_handler(self._usual)
             self._owned = False
         if self._terminated:
+            # a flow that is cancelled ends by the exception of Prefect's own handler, else it counts as crashed
+            if callable(self._usual):
+                self._usual(signal.SIGTERM, None)
             raise SystemExit(TERMINATED)  # on its way through ray.get an exit loses its code
 
     def _terminate(self, *_: object) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from tasks.sigterm import replace_sigterm_handler
+
 SAVE_S = 20.0  # Prefect kills a cancelled run 30 s after SIGTERM
 ASK_EVERY_S = 0.5
 
@@ -50,7 +52,6 @@ def saving_at_sigterm(ask: Callable[[], None], *, can_save: Callable[[], bool]) 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = signal.getsignal(signal.SIGTERM)
     asked, ended = threading.Event(), threading.Event()
 
     def ask_and_wait() -> None:
@@ -64,18 +65,18 @@ def saving_at_sigterm(ask: Callable[[], None], *, can_save: Callable[[], bool]) 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         del number, frame
         if asked.is_set() or not can_save():
-            signal.signal(signal.SIGTERM, usual)
+            replace_sigterm_handler(usual)
             signal.raise_signal(signal.SIGTERM)
         else:
             asked.set()
             # not here: the signal may have come inside a call of Ray
             threading.Thread(target=ask_and_wait, daemon=True).start()
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    usual = replace_sigterm_handler(on_sigterm)
     try:
         yield
     finally:
         ended.set()
-        signal.signal(signal.SIGTERM, usual)
+        replace_sigterm_handler(usual)
         if asked.is_set():
             signal.raise_signal(signal.SIGTERM)

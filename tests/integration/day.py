@@ -12,14 +12,14 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.integration.harness import BIN, TINY, post, write_id_of, write_scenes
+from tests.integration.harness import BIN, TINY, post, until, write_id_of, write_scenes
 from tests.servers import free_port
 
 STAGES = ("embed", "cluster", "label", "train", "evaluate")
@@ -101,13 +101,6 @@ class Day:
 
     def manifests(self, stage: str) -> list[Path]:
         return sorted(self.root.glob(f"{stage}/*/manifests/*.json"))
-
-
-def until(condition: Callable[[], Any], limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {limit_s} s"
-        time.sleep(0.1)
 
 
 def attempt_of(manifest: Path) -> int:

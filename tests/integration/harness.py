@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,14 @@ def wait_for_first_receipt(child: "subprocess.Popen[bytes]", root: Path, stage: 
         assert time.monotonic() < deadline, "no receipt in 300 s"
         time.sleep(0.02)
     return psutil.Process(child.pid).children(recursive=True)
+
+
+def until(condition: Callable[[], Any], limit_s: float) -> None:
+    """Wait for a condition; fail after ``limit_s``."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {limit_s} s"
+        time.sleep(0.1)
 
 
 def write_id_of(path: Path) -> str:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.states import Scheduled
 
-from tests.integration.harness import BIN, TINY, post, stop, write_scenes
+from tests.integration.harness import BIN, TINY, post, stop, until, write_scenes
 
 REPO = Path(__file__).parents[2]
 DEPLOYMENTS = {f"{flow}/local" for flow in ("pipeline", "embed", "cluster", "label", "train", "evaluate")}
 MOST_ARTIFACT_CHARACTERS = 300_000
+START_S, CANCEL_S = 300, 30
 
 
 class PrefectUser:
@@ -29,6 +31,7 @@ class PrefectUser:
         self.root = folder / "root"
         self.data = folder / "data"
         self.environment = {**os.environ, "PREFECT_API_URL": api}
+        self.worker = psutil.Process()
 
     def prefect(self, *words: str) -> "subprocess.CompletedProcess[str]":
         command = [str(BIN / "prefect"), *words]
@@ -59,6 +62,7 @@ def user(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     command = [str(BIN / "prefect"), "worker", "start", "--pool", "mlcd-local", "--type", "process"]
     with (user.data.parent / "worker.log").open("w") as log:
         worker = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=user.environment, cwd=user.data)
+        user.worker = psutil.Process(worker.pid)
         # deploy fails until the worker has made the pool
         while user.prefect("work-pool", "inspect", "mlcd-local").returncode:
             assert worker.poll() is None, (user.data.parent / "worker.log").read_text()
@@ -195,3 +199,24 @@ def test_an_approved_stage_runs(user: PrefectUser, client: SyncPrefectClient) ->
 
 def test_a_stage_that_is_committed_needs_no_approval(user: PrefectUser, client: SyncPrefectClient) -> None:
     assert ApprovedRun(user, client).settled().is_completed()
+
+
+def test_a_cancelled_run_is_cancelled_and_leaves_no_process(user: PrefectUser, client: SyncPrefectClient) -> None:
+    committed = set(user.root.glob("train/*/units/*.json"))
+    deployment = client.read_deployment_by_name("pipeline/local").id
+    parameters = user.parameters(overrides={**TINY, "train.epochs": 400, "train.seed": 5})
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+    until(lambda: set(user.root.glob("train/*/units/*.json")) - committed, START_S)
+    processes = user.worker.children(recursive=True)
+    assert any("ray" in process.name() for process in processes)
+    assert user.prefect("flow-run", "cancel", str(run)).returncode == 0
+    _, alive = psutil.wait_procs(processes, timeout=CANCEL_S)
+    assert alive == []
+
+    def state() -> State:
+        now = client.read_flow_run(run).state
+        assert now is not None
+        return now
+
+    until(lambda: state().is_final(), CANCEL_S)
+    assert state().is_cancelled(), state()
