@@ -106,19 +106,16 @@ def run_size(run: Run, num_centroids: int) -> Size:
     )
 
 
-def plan_costs(
-    run: Run, plans: Sequence[Mapping[str, Any]], size: Size, roots: Mapping[str, Files]
-) -> list[Cost | None]:
+def plan_costs(run: Run, plans: Sequence[Mapping[str, Any]], size: Size, files: Files, where: str) -> list[Cost | None]:
     """The cost of each planned stage; None of those that are committed, and where nothing like it was measured.
 
-    roots: where to look for what was measured, by how people call it; the first that has any counts.
+    files: of the root where it was measured. where: what people call that.
     """
     costs: list[Cost | None] = []
     for plan in plans:
         stage: StageName = plan["stage"]
         spec = resolved_embed_spec(run) if stage == "embed" else stage_spec(run.config, stage)
-        found = (find_measured(files, spec, where) for where, files in roots.items() if plan["plan"] != "hit")
-        like = next((measured for measured in found if measured), None)
+        like = find_measured(files, spec, where) if plan["plan"] != "hit" else None
         total = plan["units_total"] or 0
         share = plan["units_missing"] / total if plan["plan"] == "partial" and total > 1 else 1.0
         workers = 1 if stage == "evaluate" else getattr(run.config, stage).workers

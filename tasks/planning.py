@@ -58,12 +58,12 @@ def plan_run(request: Request, *, num_rows: int | None = None, with_probe: bool 
 def _costs(run: Run, stages: Sequence[Mapping[str, Any]], num_centroids: int, with_probe: bool) -> list[Cost | None]:
     size = run_size(run, num_centroids)
     if not with_probe:
-        return plan_costs(run, stages, size, {"a run under this root": run.files})
+        return plan_costs(run, stages, size, run.files, "a run under this root")
     from tasks.probe import probe  # it runs stages, and planning by itself needs no Prefect
 
     with tempfile.TemporaryDirectory(prefix="mlcd-probe-") as folder:
         probed = probe(run, Path(folder), num_centroids=num_centroids)
-        return plan_costs(run, stages, size, {"the probe": probed})
+        return plan_costs(run, stages, size, probed, "the probe")
 
 
 def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str, Any]:
