@@ -13,6 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,9 @@ def test_a_deployed_run_passes_and_nothing_listens_elsewhere(tmp_path: Path) -> 
         command = [*NAMESPACE, "bash", "-c", script]
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
         while child.poll() is None:
-            if is_apart(child.pid):
-                seen |= listeners(child.pid)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was asked
+                if is_apart(child.pid):
+                    seen |= listeners(child.pid)
             time.sleep(0.02)
     assert child.returncode == 0, (tmp_path / "log").read_text()
     assert len(list((tmp_path / "root").glob("evaluate/*/manifests/*.json"))) == 1
