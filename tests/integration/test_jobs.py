@@ -1,6 +1,9 @@
 """Stages as jobs of a real Ray cluster that the run is no node of: equal results, errors, kills and stops of the run.
 
-The tests share one cluster and one reference root.
+The tests share one cluster and one reference root. They need what a dashboard that takes jobs is made of, which a local
+session does without, for it starts more slowly with it on a busy machine:
+
+    infra/dev run uv pip install 'ray[default]==2.60.0'
 """
 
 import os
@@ -16,6 +19,8 @@ import pytest
 from mlcd_core import open_run
 from tests.integration.harness import Mlcd, tiny_settings, wait_for_first_receipt, write_scenes
 from tests.integration.ray_head import ENDED, RayHead, ray_head
+
+pytest.importorskip("opencensus", reason="needs ray[default], see the top of this file")
 
 STAGES = ["embed", "cluster", "label", "train", "evaluate"]
 LIMIT_S = 240
