@@ -49,8 +49,9 @@ def _plan(options: argparse.Namespace) -> int:
     if options.probe and not options.data:
         raise ConfigError("--probe measures the stages on a sample of the data; give --data")
     plan = plan_rounds(request_of(options), options.rounds, num_rows=options.rows, with_probe=options.probe)
-    for cost in (stage["cost"] for stage in plan["stages"] if stage["cost"]):
-        cost["price"] = None if options.price is None else cost["seconds"] / 3600 * options.price
+    if options.price is not None:
+        for cost in (stage["cost"] for stage in plan["stages"] if stage["cost"]):
+            cost["price"] = cost["seconds"] / 3600 * options.price
     if options.json:
         print(json.dumps(plan))
     else:

@@ -67,13 +67,14 @@ class Measured:
 class Cost:
     """Bytes that a stage will have written, and the seconds until it is committed; like: what it was measured by.
 
-    gpu_hours: 0 where the stage it is compared with had no GPU.
+    gpu_hours: 0 where the stage it is compared with had no GPU. price: of those seconds, where one was given.
     """
 
     bytes: int
     seconds: float
     gpu_hours: float
     like: str
+    price: float | None = None
 
 
 def find_measured(files: Files, spec: StageSpec, where: str) -> Measured | None:
@@ -150,10 +151,10 @@ def _work_seconds(spec: StageSpec, size: Size, manifest: Manifest) -> tuple[floa
     """Seconds of the work that was measured, beside all that is fixed, and of the planned."""
     noted, timing = manifest.provenance, manifest.provenance["timing"]
     if isinstance(spec, ClusterSpec):
-        iteration_s = sum(noted["iteration_seconds"]) / len(noted["iteration_seconds"])
+        seconds: list[float] = noted["iteration_seconds"]
         pairs = manifest.metrics["identical_of"] * manifest.rows
         scale = size.rows * size.num_centroids / pairs
-        return sum(noted["iteration_seconds"]), size.iterations * iteration_s * scale
+        return (sum(seconds), size.iterations * sum(seconds) / len(seconds) * scale) if seconds else None
     if isinstance(spec, TrainSpec):
         curve = manifest.metrics["curve"]
         if not curve:
@@ -161,8 +162,8 @@ def _work_seconds(spec: StageSpec, size: Size, manifest: Manifest) -> tuple[floa
         per_image_s = sum(1 / record["images_per_s"] for record in curve) / len(curve)
         done = curve[-1]["step"] * spec.batch_size
         return done * per_image_s, size.steps * spec.batch_size * per_image_s
-    if not timing.get("work_s"):
-        return None
+    if not timing.get("work") or not timing.get("work_s"):
+        return (0.0, 0.0) if spec.STAGE == "evaluate" else None  # without labels nothing is encoded
     per_row_s = timing["work_s"] / timing["work"]
     if spec.STAGE == "evaluate":
         # each image once per embedder: towers see all images, the source only those of the test

@@ -49,6 +49,7 @@ def probe(run: Run, folder: Path, *, num_centroids: int) -> Files:
         "cluster.iterations": ITERATIONS,
         "train.epochs": math.ceil(steps / steps_of_epoch),
         "train.log_steps": math.ceil(steps / 12),
+        "train.log_folder": "",
     }
     request = replace(
         run.request,

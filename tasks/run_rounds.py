@@ -1,7 +1,7 @@
 """Runs the rounds of a request one after the other, and puts what they made into one JSON object."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from tasks.ray_jobs import RayJobs
 from tasks.ray_session import RaySession, check_ray_address, is_dashboard
 from tasks.reporting import stage_logger
 from tasks.rounds import check_rounds, next_round
-from tasks.run import Request, check_force, open_run
+from tasks.run import Request, Run, check_force, open_run
 from tasks.run_stages import run_stages
 from tasks.stage import Manner, StageOutcome
 from tasks.summary import run_summary
@@ -41,8 +41,7 @@ def run_rounds(
     check_force(manner.force, selected, request)
     done: list[Round] = []
     run = open_run(request)
-    session = RaySession(most_workers=most_workers(run.config), address=ray_address)
-    with nullcontext(RayJobs(ray_address)) if is_dashboard(ray_address) else session as ray:
+    with _ray_of(run, ray_address) as ray:
         for number in range(1, rounds + 1):
             if rounds > 1:
                 stage_logger().info("round %d of %d is the run %s", number, rounds, run.request.name)
@@ -56,6 +55,12 @@ def run_rounds(
             assert trained is not None, "train was selected, did not fail, and is not committed"
             run = next_round(request, number + 1, run, trained)
     return done
+
+
+def _ray_of(run: Run, address: str) -> AbstractContextManager[RaySession | RayJobs]:
+    if is_dashboard(address):
+        return nullcontext(RayJobs(address))
+    return RaySession(most_workers=most_workers(run.config), address=address)
 
 
 def rounds_summary(rounds: Sequence[Round]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from mlcd_core.events import Report, Value
 
 
 class WorkClock:
-    """A reporter that passes all events on, and notes when units ended.
+    """A reporter that notes when units ended, and passes events on.
 
-    An event ``unit`` carries ``rows`` done so far; ``measured`` carries ``work`` and the ``work_s`` it took.
+    An event ``unit`` carries ``rows`` done so far; ``measured``, which is for nobody else, ``work`` and the ``work_s``
+    it took.
     """
 
     def __init__(self, report: Report, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -24,6 +25,7 @@ class WorkClock:
             self._ended = [*self._ended[:1], (self._now(), float(values["rows"] or 0))]
         elif event == "measured":
             self._measured = values
+            return
         self._report(event, values)
 
     def timing(self) -> dict[str, Value]:

@@ -8,6 +8,7 @@ what listens on that one, or on all, would be open to others.
 import json
 import os
 import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -39,7 +40,9 @@ RUN_S = 400
 
 
 def can_make_namespaces() -> bool:
-    """Not in every container."""
+    """Not in every container, and on Linux alone."""
+    if not (shutil.which("unshare") and shutil.which("ip")):
+        return False
     with tempfile.NamedTemporaryFile() as hosts:
         command = [*NAMESPACE, "bash", "-c", WIRE]
         done = subprocess.run(command, capture_output=True, env={**os.environ, "HOSTS": hosts.name}, check=False)

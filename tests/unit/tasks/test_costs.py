@@ -1,5 +1,6 @@
 """What a stage will write and take, by one that was measured; figures worked out by hand."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,15 @@ def test_the_clock_sees_the_time_between_units() -> None:
     times = iter([100.0, 103.0, 105.0, 109.0, 110.0])
     told = []
     clock = WorkClock(lambda event, values: told.append((event, dict(values))), now=lambda: next(times))
+    clock("measured", {"other": 1})
     for rows in (10, 25, 40):
         clock("unit", {"rows": rows})
-    assert clock.timing() == {"seconds": 10.0, "work": 30.0, "work_s": 6.0}
+    assert clock.timing() == {"seconds": 10.0, "other": 1, "work": 30.0, "work_s": 6.0}
     assert told == [("unit", {"rows": rows}) for rows in (10, 25, 40)]
 
 
 def test_the_text_sums_and_says_what_is_unknown() -> None:
-    cost = {"bytes": 2_000_000, "seconds": 90.0, "gpu_hours": 0.05, "like": "the probe on a", "price": 3.0}
+    cost = asdict(Cost(2_000_000, 90.0, 0.05, "the probe on a", price=3.0))
     plans = [
         {"stage": "embed", "plan": "miss", "round": 1, "cost": cost},
         {"stage": "cluster", "plan": "waits", "round": 1, "cost": {**cost, "gpu_hours": 0.0}},
@@ -150,3 +152,20 @@ def test_the_text_sums_and_says_what_is_unknown() -> None:
     assert lines[1] == "embed 2 MB 1.5 min, 0.05 GPU-hours, 3.00 to pay, as the probe on a"
     assert lines[3] == "in all 4 MB 3.0 min, 0.05 GPU-hours, 6.00 to pay"
     assert lines[4].startswith("cost unknown of label:")
+
+
+def test_without_a_price_nothing_is_to_pay() -> None:
+    plans = [{"stage": "embed", "plan": "miss", "round": 1, "cost": asdict(Cost(2_000_000, 90.0, 0.0, "a run on a"))}]
+    assert "pay" not in costs_text(plans)
+    assert costs_text(plans).splitlines()[1].endswith("1.5 min, as a run on a")
+
+
+def test_what_has_no_work_to_measure_costs_what_is_fixed_or_is_unknown(root: Root) -> None:
+    root.commit(EvaluateSpec(), {"m": 10}, timing={"seconds": 7.0})
+    assert root.cost(EvaluateSpec()).seconds == 7.0
+    spec = ClusterSpec(num_centroids=50)
+    metrics = {"identical_of": 1200}
+    root.commit(spec, {"c": 500}, rows=50, metrics=metrics, timing={"seconds": 9.0}, iteration_seconds=[])
+    assert stage_cost(spec, PLANNED, root.like(spec), workers=1) is None
+    root.commit(EmbedSpec(), {"a": 10}, rows=10, timing={"seconds": 1.0, "work": 0.0, "work_s": 1.0})
+    assert stage_cost(EmbedSpec(), PLANNED, root.like(EmbedSpec()), workers=1) is None
