@@ -41,6 +41,20 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_selection_options(parser: argparse.ArgumentParser) -> None:
+    """Which stages."""
+    parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
+    parser.add_argument("--from-stage", default="", metavar="STAGE", help="run from this stage on")
+    parser.add_argument("--until", default="", metavar="STAGE", help="run up to this stage")
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make this stage again, though it is committed; what is committed stays valid until then",
+    )
+
+
 def add_labelled_options(parser: argparse.ArgumentParser) -> None:
     """What evaluation reads."""
     parser.add_argument("--eval-data", default="", help="labelled shards that only evaluation reads")

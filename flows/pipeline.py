@@ -82,12 +82,12 @@ def pipeline(
     selected = selected_stages(only=only, from_stage=from_stage, until=until)
     check_approval(approve_before, selected)
     request = Request(root, preset, name, data, eval_data, label_column, overrides, pin)
-    if plan_only:
-        plan = plan_rounds(request, rounds)
-        publish_plan_artifact(plan_text(plan["stages"], plan["estimate"]))
-        return plan
     # the id is the same when the run is retried
     manner = Manner(retry_failed, frozenset(force), flow_run.id or uuid.uuid4().hex, wait_s, approve_before)
+    if plan_only:
+        plan = plan_rounds(request, selected, rounds, manner)
+        publish_plan_artifact(plan_text(plan["stages"], plan["estimate"]))
+        return plan
     summary = rounds_summary(run_rounds(request, selected, rounds, manner, ray_address=ray_address))
     publish_run_artifact(summary)
     failed = [stage for stage in summary["stages"] if stage["result"] == "failed"]

@@ -12,6 +12,7 @@ from flows.options import (
     add_labelled_options,
     add_output_options,
     add_root_options,
+    add_selection_options,
     add_settings_options,
     request_of,
 )
@@ -28,6 +29,7 @@ def add_parsers(commands: "Commands") -> None:
     plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
     plan.add_argument("--probe", action="store_true", help="first run all stages on a sample, to tell what they cost")
     plan.add_argument("--price", type=float, metavar="P", help="of an hour of the machines, to tell what a run costs")
+    add_selection_options(plan)
     why = commands.add_parser("why", help="why stages would run: what differs from the nearest result")
     why.set_defaults(command=_why, rows=None)
     why.add_argument("stage", nargs="?", default="", metavar="STAGE", help="this one alone (default: all)")
@@ -45,10 +47,19 @@ def add_parsers(commands: "Commands") -> None:
 def _plan(options: argparse.Namespace) -> int:
     from mlcd_core.errors import ConfigError
     from tasks.rounds import plan_rounds
+    from tasks.run import selected_stages
+    from tasks.stage import Manner
 
     if options.probe and not options.data:
         raise ConfigError("--probe measures the stages on a sample of the data; give --data")
-    plan = plan_rounds(request_of(options), options.rounds, num_rows=options.rows, with_probe=options.probe)
+    plan = plan_rounds(
+        request_of(options),
+        selected_stages(only=options.only, from_stage=options.from_stage, until=options.until),
+        options.rounds,
+        Manner(force=frozenset(options.force)),
+        num_rows=options.rows,
+        with_probe=options.probe,
+    )
     if options.price is not None:
         for cost in (stage["cost"] for stage in plan["stages"] if stage["cost"]):
             cost["price"] = cost["seconds"] / 3600 * options.price
@@ -62,11 +73,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
+    from mlcd_core.specs import STAGES
     from tasks.rounds import plan_rounds
     from tasks.run import check_stage
 
     check_stage("the stage", options.stage)
-    stages = plan_rounds(request_of(options), options.rounds)["stages"]
+    stages = plan_rounds(request_of(options), STAGES, options.rounds)["stages"]
     stages = [stage for stage in stages if options.stage in ("", stage["stage"])]
     if options.json:
         print(json.dumps({"stages": stages}))

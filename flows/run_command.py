@@ -9,6 +9,7 @@ from flows.options import (
     add_labelled_options,
     add_output_options,
     add_root_options,
+    add_selection_options,
     add_settings_options,
     request_of,
 )
@@ -103,16 +104,7 @@ def _add_stage_options(parser: argparse.ArgumentParser) -> None:
     add_root_options(parser)
     add_output_options(parser)
     add_settings_options(parser)
-    parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
-    parser.add_argument("--from-stage", default="", metavar="STAGE", help="run from this stage on")
-    parser.add_argument("--until", default="", metavar="STAGE", help="run up to this stage")
-    parser.add_argument(
-        "--force",
-        action="append",
-        default=[],
-        metavar="STAGE",
-        help="make this stage again, though it is committed; what is committed stays valid until then",
-    )
+    add_selection_options(parser)
     parser.add_argument(
         "--ray-address",
         default="",

@@ -21,6 +21,7 @@ from mlcd_core.specs import RecipeName
 PAPER_IMAGES = 389_737_314
 
 PEAK_FLOPS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100/H200": 989e12}
+PEAK_FLOPS_FLOAT32: Mapping[str, float] = {"V100": 15.7e12, "A100": 19.5e12, "H100/H200": 67e12}
 SHARE_OF_PEAK = 0.6
 CPU_PAIR_FLOPS = 0.1e12
 GPU_COUNTS = (1, 8, 80)

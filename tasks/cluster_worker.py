@@ -18,6 +18,7 @@ from mlcd_core.store import Part, Receipt, open_files
 from tasks.cluster_links import LinkWriter, links_before, read_parts, read_state, read_sums
 from tasks.rendezvous import address_of, connect_store, serve_store
 from tasks.work import ChainAddress
+from tasks.worker_log import LOG_EVENT, send_log
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ class ClusterWorker:
         self._world = world
         self._points: Points | None = None
         self._left_attempt = 0
+        send_log(f"rank {rank}", lambda line: job.report(LOG_EVENT, line))
 
     def load(self) -> int:
         """Map this rank's rows, once; returns how many."""

@@ -21,6 +21,8 @@ from tasks.pin import Pinned, resolve_pins
 from tasks.reasons import Why, why_pending
 from tasks.run import Request, Run, open_run, read_settings
 from tasks.run_record import RunRecord
+from tasks.stage import Manner, plan_stage
+from tasks.tower_estimates import estimate_towers
 from tasks.train import check_train
 from tasks.work import UPSTREAM, stage_work
 
@@ -28,8 +30,10 @@ PAPER = "paper"
 HOLDER_SHOWN = ("run", "host", "pid", "since")
 
 
-def plan_run(request: Request, *, num_rows: int | None = None, with_probe: bool = False) -> dict[str, Any]:
-    """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering costs.
+def plan_run(
+    request: Request, manner: Manner | None = None, *, num_rows: int | None = None, with_probe: bool = False
+) -> dict[str, Any]:
+    """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering and its towers cost.
 
     num_rows: rows to estimate for; those of the data when None. Without data nothing is looked up, and ``paper`` is
     estimated for the paper's images. with_probe: run all stages on a sample first, for their cost.
@@ -42,7 +46,7 @@ def plan_run(request: Request, *, num_rows: int | None = None, with_probe: bool 
         pinned = resolve_pins(run)
         check_train(run)
         estimate = _estimate(run.config, num_rows or sum(shard.rows for shard in run.shards), pinned.get("cluster"))
-        stages = plan_stages(run, pinned)
+        stages = plan_stages(run, pinned, manner)
         for stage, cost in zip(stages, _costs(run, stages, estimate["num_centroids"], with_probe), strict=True):
             stage["cost"] = cost and asdict(cost)
         return {"stages": stages, "estimate": estimate}
@@ -70,24 +74,25 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
     cluster, cluster_spec = config.cluster, stage_spec(config, "cluster")
     assert isinstance(cluster_spec, ClusterSpec)
     num_centroids = pinned.manifest.parts[0].rows if pinned else cluster_spec.centroids_of(num_rows, "rows")
-    return asdict(
-        estimate_clustering(
-            num_rows=num_rows,
-            dim=embedding_dim(config.embed, config.embed.source),
-            num_centroids=num_centroids,
-            iterations=0 if pinned else cluster.iterations,
-            num_labels=config.label.num_labels,
-            workers=cluster.workers,
-            recipe=cluster.recipe,
-        )
+    clustering = estimate_clustering(
+        num_rows=num_rows,
+        dim=embedding_dim(config.embed, config.embed.source),
+        num_centroids=num_centroids,
+        iterations=0 if pinned else cluster.iterations,
+        num_labels=config.label.num_labels,
+        workers=cluster.workers,
+        recipe=cluster.recipe,
     )
+    towers = estimate_towers(config, num_rows=num_rows, num_classes=num_centroids)
+    return {**asdict(clustering), "towers": [asdict(tower) for tower in towers]}
 
 
-def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, Any]]:
+def plan_stages(run: Run, pinned: Mapping[StageName, Pinned], manner: Manner | None = None) -> list[dict[str, Any]]:
     """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet. A pinned stage is a hit.
 
     Of a stage that is not committed also the nearest result under the root, and how it differs (``Why``).
     """
+    manner = manner or Manner()
     committed: dict[StageName, Manifest] = {}
     record = RunRecord(run.files, run.request.name).read()["stages"]
     plans = []
@@ -102,11 +107,12 @@ def plan_stages(run: Run, pinned: Mapping[StageName, Pinned]) -> list[dict[str, 
             continue
         work = stage_work(stage, run, committed)
         folder = StageFolder(run.files, work.spec)
-        plan = folder.plan(work.inputs, work.units)
+        plan = plan_stage(folder, work, manner)
         if plan.manifest is not None:
             committed[stage] = plan.manifest
         missing = len(plan.pending) if work.units else int(plan.manifest is None)
-        entry = _entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, work.note)
+        note = "is made again, as forced" if stage in manner.force else work.note
+        entry = _entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, note)
         if plan.manifest is None:
             entry |= asdict(why_pending(run.files, work, record.get(stage, {}).get("spec", "")))
         plans.append(entry)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlcd_core.events import Report, Value
+from mlcd_core.specs import StageName
+from tasks.worker_log import LOG_EVENT
 
 LOG_EVERY_S = 5.0
 GONE_S = 60.0
@@ -43,14 +45,19 @@ SERVER = Server()
 
 
 @contextmanager
-def prefect_report() -> Iterator[Report]:
-    """A reporter that logs the first event of a kind, then one every few seconds, and always the last."""
+def stage_report(stage: StageName) -> Iterator[Report]:
+    """A reporter that logs the first event of a kind, then one every few seconds, and always the last.
+
+    What a worker logs is a line each. All name their stage, for V2 of the UI does not show which task a line is of.
+    """
     logger = stage_logger()
-    stage = running_task()  # V2 of the UI does not show which task a line is of
     last_time: dict[str, float] = {}
     held: dict[str, str] = {}
 
     def report(event: str, values: Mapping[str, Value]) -> None:
+        if event == LOG_EVENT:
+            logger.log(int(values["level"] or 0), "%s %s: %s", stage, values["who"], values["text"])
+            return
         shown = [key for key in SHOWN.get(event, values) if values.get(key) is not None]
         head = event if event.startswith(stage) else f"{stage} {event}"
         line = (

@@ -14,7 +14,8 @@ from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
 from tasks.planning import plan_run, plan_stages
 from tasks.reasons import Why
-from tasks.run import Request, Run, open_run
+from tasks.run import Request, Run, check_force, open_run
+from tasks.stage import Manner, plan_stage
 from tasks.work import stage_work
 
 
@@ -49,29 +50,46 @@ def next_round(first: Request, number: int, before: Run, trained: Manifest) -> R
 
 
 def plan_rounds(
-    request: Request, rounds: int, *, num_rows: int | None = None, with_probe: bool = False
+    request: Request,
+    selected: Sequence[StageName],
+    rounds: int,
+    manner: Manner | None = None,
+    *,
+    num_rows: int | None = None,
+    with_probe: bool = False,
 ) -> dict[str, Any]:
-    """``plan_run`` with the stages of all rounds; those of a round whose tower is not trained yet wait for it."""
-    check_rounds(request, STAGES, rounds)
-    plan = plan_run(request, num_rows=num_rows, with_probe=with_probe)
+    """``plan_run`` with the selected stages of all rounds; a round whose tower is not trained yet waits for it.
+
+    Raises ConfigError as ``plan_run``, ``check_rounds`` and ``check_force`` do.
+    """
+    manner = manner or Manner()
+    check_rounds(request, selected, rounds)
+    check_force(manner.force, selected, request)
+    plan = plan_run(request, manner, num_rows=num_rows, with_probe=with_probe)
     plan["stages"] = [{**stage, "round": 1} for stage in plan["stages"]]
-    if rounds == 1 or not request.data:
-        return plan
-    run: Run | None = open_run(request)
-    for number in range(2, rounds + 1):
-        trained = _trained(run) if run else None
-        run = next_round(request, number, run, trained) if run and trained else None
-        stages = plan_stages(run, {}) if run else _waiting(number - 1)
-        plan["stages"] += [{**stage, "round": number} for stage in stages]
+    if rounds > 1 and request.data:
+        plan["stages"] += _later_rounds(request, rounds, manner)
+    plan["stages"] = [stage for stage in plan["stages"] if stage["stage"] in selected]
     return plan
 
 
-def _trained(run: Run) -> Manifest | None:
-    """The train manifest of a run whose stages up to there are all committed."""
+def _later_rounds(request: Request, rounds: int, manner: Manner) -> list[dict[str, Any]]:
+    plans: list[dict[str, Any]] = []
+    run: Run | None = open_run(request)
+    for number in range(2, rounds + 1):
+        trained = _trained(run, manner) if run else None
+        run = next_round(request, number, run, trained) if run and trained else None
+        stages = plan_stages(run, {}, manner) if run else _waiting(number - 1)
+        plans += [{**stage, "round": number} for stage in stages]
+    return plans
+
+
+def _trained(run: Run, manner: Manner) -> Manifest | None:
+    """The train manifest of a run whose stages up to there are all committed, and none to be made again."""
     committed: dict[StageName, Manifest] = {}
     for stage in STAGES[: STAGES.index("train") + 1]:
         work = stage_work(stage, run, committed)
-        manifest = StageFolder(run.files, work.spec).plan(work.inputs, work.units).manifest
+        manifest = plan_stage(StageFolder(run.files, work.spec), work, manner).manifest
         if manifest is None:
             return None
         committed[stage] = manifest

@@ -18,7 +18,7 @@ from mlcd_core.store.lease import Lease
 from tasks.failures import worker_errors
 from tasks.lease import stage_lease
 from tasks.ray_session import RaySession
-from tasks.reporting import prefect_report, stage_logger
+from tasks.reporting import stage_logger, stage_report
 from tasks.run import Run
 from tasks.run_record import RunRecord
 from tasks.tables import stage_note
@@ -133,7 +133,7 @@ def plan_stage(folder: StageFolder, work: StageWork, manner: Manner) -> StagePla
 
 def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
     job.folder.open()
-    with prefect_report() as report, worker_errors():
+    with stage_report(work.spec.STAGE) as report, worker_errors():
         clock = WorkClock(report)
         made = work.make(replace(job, report=clock))
     lease.confirm()

@@ -15,6 +15,7 @@ from tasks.rendezvous import address_of, connect_store, serve_store
 from tasks.train_start import StartParts
 from tasks.train_stop import RemoteStop
 from tasks.work import ChainAddress
+from tasks.worker_log import LOG_EVENT, send_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +42,13 @@ def train_worker(config: dict[str, Any]) -> None:
     Keys: ``job``, ``device`` of all ranks, and ``report``, a ``RemoteReport``.
     """
     import torch.distributed as dist
+    from ray.train import get_context
 
     from mlcd_core.train import Start, TrainData, train
 
-    _join_group("nccl" if config["device"] == "cuda" else "gloo")
-
     job: TrainJob = config["job"]
+    send_log(f"rank {get_context().get_world_rank()}", lambda line: config["report"](LOG_EVENT, line))
+    _join_group("nccl" if config["device"] == "cuda" else "gloo")
     files, spec = open_files(job.links.root), job.links.spec
     assert isinstance(spec, TrainSpec)
 

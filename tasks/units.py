@@ -6,7 +6,9 @@ that kills its process again and again is given up, and the others go on.
 
 import json
 import math
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from mlcd_core.events import Report
 from mlcd_core.runtimes import Device
 from mlcd_core.store import UnitTask
 from tasks.unit_marks import MOST_DEATHS, Marks, Turns, start_marks
+from tasks.worker_log import LOG_EVENT, Send, send_log
 
 Values = Mapping[str, Any]
 
@@ -49,7 +52,9 @@ def run_units(
     todo = {task.unit: task for task in pending}
     progress = unit_progress(report, num_units=len(pending), num_rows=sum(int(row["rows"]) for row in rows))
     with _outcomes(worker, arguments, pending, rows, workers, in_flight, device) as outcomes:
-        for outcome in outcomes:
+        for outcome, log in outcomes:
+            for line in log:
+                report(LOG_EVENT, line)
             if outcome["error"]:
                 raise getattr(errors, outcome["kind"], errors.StageFailedError)(outcome["error"])
             progress(outcome["values"])
@@ -66,8 +71,8 @@ def _outcomes(
     workers: int,
     in_flight: int,
     device: Device,
-) -> Iterator[Iterator[dict[str, Any]]]:
-    """What the units say, as they end; on exit nothing is left of the pool."""
+) -> Iterator[Iterator[tuple[dict[str, Any], list[Values]]]]:
+    """What the units say and their workers log, as units end; on exit nothing is left of the pool."""
     import ray
 
     marks = start_marks()
@@ -76,7 +81,7 @@ def _outcomes(
     # one unit a block, or what a unit says would wait for all others of its block, its error too
     blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _UnitCaller,
-        fn_constructor_args=(worker, dict(arguments), marks, _actor_id),
+        fn_constructor_args=(worker, dict(arguments), marks, _actor_id, send_log),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
@@ -91,7 +96,8 @@ def _outcomes(
     )
     batches = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
-        yield (json.loads(text) for batch in batches for text in batch["outcome"].to_pylist())
+        # a batch is one unit
+        yield ((json.loads(batch["outcome"][0].as_py()), json.loads(batch["log"][0].as_py())) for batch in batches)
     finally:
         batches.close()
         ray.kill(marks.actor)
@@ -115,19 +121,30 @@ def _actor_id() -> str:
 class _UnitCaller:
     """The Ray Data side of a unit worker: one unit per batch, expected errors as a status instead of a traceback."""
 
-    def __init__(self, worker: type, arguments: Mapping[str, Any], marks: Marks, actor_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        worker: type,
+        arguments: Mapping[str, Any],
+        marks: Marks,
+        actor_id: Callable[[], str],
+        send_log: Callable[[str, Send], None],
+    ) -> None:
         self._build: Callable[[], Any] = lambda: worker(**arguments)
         self._marks = marks
         self._actor_id = actor_id
         self._turns = Turns()
         self._building = threading.Lock()
         self._worker: Any = None
+        self._log: deque[Values] = deque()
+        send_log(f"worker {os.getpid()}", self._log.append)
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
         [given] = batch["task"].to_pylist()
-        return pa.table({"outcome": [self._outcome(json.loads(given))]})
+        outcome = self._outcome(json.loads(given))
+        log = [self._log.popleft() for _ in range(len(self._log))]
+        return pa.table({"outcome": [outcome], "log": [json.dumps(log)]})
 
     def _outcome(self, given: dict[str, Any]) -> str:
         task = UnitTask(given["index"], given["unit"], given["attempt"])

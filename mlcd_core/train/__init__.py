@@ -6,6 +6,7 @@ from mlcd_core.train.labels import TrainData
 from mlcd_core.train.loop import train
 from mlcd_core.train.model import Tower, build_tower
 from mlcd_core.train.start import Start
+from mlcd_core.train.tower_cost import tower_cost
 
 __all__ = [
     "Start",
@@ -15,6 +16,7 @@ __all__ = [
     "check_tower",
     "load_tower",
     "ran_on",
+    "tower_cost",
     "tower_part_name",
     "train",
     "whole_curve",

@@ -5,6 +5,7 @@ Only where the peak is known; recomputed activations do not count as work.
 
 import torch
 
+from mlcd_core.tower_estimate import BACKWARD
 from mlcd_core.train.model import Tower
 
 # dense FLOP/s of NVIDIA's data sheets, by a part of the device's name (SXM cards)
@@ -13,7 +14,6 @@ PEAKS = {
     "H100 80GB HBM3": {"bfloat16": 989e12, "float32": 67e12},
     "A100-SXM4": {"bfloat16": 312e12, "float32": 19.5e12},
 }
-BACKWARD = 2  # in forward passes: gradients of inputs and of weights
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -26,6 +26,11 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def tower_flops(tower: Tower, image_size: int) -> int:
     """FLOPs to train the tower on one image, forward and backward."""
+    return (1 + BACKWARD) * forward_flops(tower, image_size)
+
+
+def forward_flops(tower: Tower, image_size: int) -> int:
+    """FLOPs of the tower's products on one image."""
     from torch.utils.flop_counter import FlopCounterMode  # brings triton with it, and only GPUs need it
 
     was_training = tower.training
@@ -35,9 +40,4 @@ def tower_flops(tower: Tower, image_size: int) -> int:
     with FlopCounterMode(display=False) as counter:
         tower(pixels)
     tower.train(was_training)
-    return (1 + BACKWARD) * int(counter.get_total_flops())
-
-
-def head_flops(num_sampled: int, dim: int) -> int:
-    """FLOPs of the head on one image: four products of it with all sampled centers, one of them a recomputation."""
-    return 8 * num_sampled * dim
+    return int(counter.get_total_flops())

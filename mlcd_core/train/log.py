@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from mlcd_core.tower_estimate import head_flops
 from mlcd_core.train.batches import Batch
-from mlcd_core.train.flops import head_flops, peak_flops, tower_flops
+from mlcd_core.train.flops import peak_flops, tower_flops
 from mlcd_core.train.step import StepResult, Trainee
 from mlcd_core.train.watches import DeadCenters, feature_watches, head_watches
 

@@ -17,6 +17,7 @@ from mlcd_core.errors import ConfigError, CorruptRecordError
 from mlcd_core.identity import fingerprint
 from mlcd_core.images.digit_scenes import scene_parquet_bytes
 from mlcd_core.images.embed_shard import read_ipc
+from mlcd_core.specs import STAGES
 from mlcd_core.store import Manifest, StageFolder, read_part
 from mlcd_core.train.model import build_tower
 from tasks import sealed
@@ -25,7 +26,7 @@ from tasks.embed_worker import UnitEmbedder, reads_of
 from tasks.rounds import check_rounds, next_round, plan_rounds
 from tasks.run import Request, Run, open_run
 from tasks.run_rounds import Round, rounds_summary
-from tasks.stage import StageOutcome
+from tasks.stage import Manner, StageOutcome
 from tasks.work import settings, stage_work
 
 ROWS = 12
@@ -188,7 +189,7 @@ def test_lost_weights_are_refused(world: World, trained: Manifest) -> None:
 
 
 def test_plan_shows_a_round_as_waiting_until_the_tower_before_it_is_trained(world: World) -> None:
-    waiting = plan_rounds(world.request(), 3)["stages"]
+    waiting = plan_rounds(world.request(), STAGES, 3)["stages"]
     assert [(stage["round"], stage["plan"]) for stage in waiting] == [(1, "miss"), *[(1, "waits")] * 4] + [
         (number, "waits") for number in (2, 3) for _ in range(5)
     ]
@@ -197,17 +198,30 @@ def test_plan_shows_a_round_as_waiting_until_the_tower_before_it_is_trained(worl
 
     run = open_run(world.request())
     trained = world.commit_round(run)["train"]
-    known = plan_rounds(world.request(), 3)["stages"]
+    known = plan_rounds(world.request(), STAGES, 3)["stages"]
     assert [stage["plan"] for stage in known] == [*["hit"] * 4, "miss", "miss", *["waits"] * 9]
     second = next_round(run.request, 2, run, trained)
     assert known[5]["spec"] == StageFolder(run.files, resolved_embed_spec(second)).fingerprint
 
     world.commit_round(second)
-    assert [stage["plan"] for stage in plan_rounds(world.request(), 2)["stages"][5:]] == [*["hit"] * 4, "miss"]
+    assert [stage["plan"] for stage in plan_rounds(world.request(), STAGES, 2)["stages"][5:]] == [*["hit"] * 4, "miss"]
+
+
+def test_a_plan_forces_and_selects_as_the_run_would(world: World) -> None:
+    world.commit_round(open_run(world.request()))
+    forced = plan_rounds(world.request(), STAGES, 2, Manner(force=frozenset({"label"})))["stages"]
+    assert [stage["plan"] for stage in forced] == ["hit", "hit", "miss", "waits", "waits", *["waits"] * 5]
+    assert forced[2]["note"] == "is made again, as forced"
+    some = plan_rounds(world.request(), ["cluster", "label"], 1, Manner(force=frozenset({"label"})))["stages"]
+    assert [(stage["stage"], stage["plan"]) for stage in some] == [("cluster", "hit"), ("label", "miss")]
+    with pytest.raises(ConfigError, match="label is forced, but only cluster would run"):
+        plan_rounds(world.request(), ["cluster"], 1, Manner(force=frozenset({"label"})))
+    # nothing was begun by looking
+    assert not [path for path in world.root.rglob("*") if "forced" in path.parts]
 
 
 def test_one_round_is_planned_as_before(world: World) -> None:
-    [embed, *_] = plan_rounds(world.request(), 1)["stages"]
+    [embed, *_] = plan_rounds(world.request(), STAGES, 1)["stages"]
     assert (embed["stage"], embed["round"], embed["plan"]) == ("embed", 1, "miss")
 
 

@@ -14,6 +14,7 @@ from mlcd_core.tables import label_schema
 from tasks.evaluate import _label_matrix
 from tasks.unit_marks import MOST_DEATHS, UnitMarks
 from tasks.units import _UnitCaller, gpu_share, run_units
+from tasks.worker_log import Send
 
 UNIT = "u" * 64
 GIVEN = {"index": 3, "unit": UNIT, "attempt": 1, "reads": {"rows": 5}}
@@ -76,13 +77,17 @@ class Process:
     """A process that does units; another one with the same marks is what Ray starts after it died."""
 
     def __init__(self, worker: type, marks: UnitMarks) -> None:
-        self._caller = _UnitCaller(worker, {}, marks, lambda: "actor")
+        self._caller = _UnitCaller(worker, {}, marks, lambda: "actor", self._listen)
 
     def does(self, **changes: Any) -> dict[str, Any]:
         batch = pa.table({"task": [json.dumps({**GIVEN, **changes})]})
-        [said] = self._caller(batch)["outcome"].to_pylist()
-        outcome: dict[str, Any] = json.loads(said)
+        said = self._caller(batch)
+        self.log: list[dict[str, Any]] = json.loads(said["log"][0].as_py())
+        outcome: dict[str, Any] = json.loads(said["outcome"][0].as_py())
         return outcome
+
+    def _listen(self, who: str, send: Send) -> None:
+        self.who, self.logs = who, send
 
 
 @pytest.fixture
@@ -115,6 +120,19 @@ def test_errors_for_people_travel_as_text_also_those_of_the_start(
 def test_a_unit_that_ended_is_not_done_again_when_its_call_is_repeated(marks: UnitMarks) -> None:
     said = Process(Counter, marks).does()
     assert Process(CannotRead, marks).does() == said
+
+
+def test_what_a_worker_logs_travels_once_with_the_next_unit(marks: UnitMarks) -> None:
+    process = Process(Counter, marks)
+    process.does()
+    assert process.log == []
+    process.logs({"text": "slow"})
+    process.logs({"text": "slower"})
+    said = process.does()
+    assert said["values"] == {"rows": 10}
+    assert process.log == [{"text": "slow"}, {"text": "slower"}]
+    process.does()
+    assert process.log == []
 
 
 def test_a_unit_gets_three_chances(marks: UnitMarks) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mlcd_core.specs import TrainSpec
+from mlcd_core.tower_estimate import head_flops
 from mlcd_core.train.conv_tiny import DIM, LAYERS
-from mlcd_core.train.flops import PEAKS, head_flops, peak_flops, tower_flops
+from mlcd_core.train.flops import PEAKS, peak_flops, tower_flops
 from mlcd_core.train.head import ShardedHead
 from mlcd_core.train.model import build_tower
 from mlcd_core.train.ranks import Ranks

@@ -1,0 +1,64 @@
+"""What a worker's log sends and what not, in a process of its own: a worker's ends with its log."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, logging, os, warnings
+from tasks.worker_log import MOST_LINES, send_log
+
+lines = []
+send_log("rank 3", lines.append)
+{code}
+print(os.getpid(), json.dumps(lines))
+"""
+
+
+def logged_by(code: str) -> tuple[int, list[dict[str, object]]]:
+    """The process, and what it sends: the first line says where it is."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(code=code)], capture_output=True, text=True, check=True)
+    pid, _, lines = done.stdout.partition(" ")
+    return int(pid), json.loads(lines)
+
+
+def texts(code: str) -> list[object]:
+    _, [_, *lines] = logged_by(code)
+    return [line["text"] for line in lines]
+
+
+def test_the_first_line_says_who_and_where() -> None:
+    pid, [line] = logged_by("")
+    assert (line["who"], line["level"]) == ("rank 3", 20)
+    assert str(line["text"]).startswith(f"process {pid} on ")
+
+
+def test_own_lines_travel_from_info_on_and_those_of_others_from_warning_on() -> None:
+    code = """
+for name in ("mlcd_core.objects.retries", "tasks.embed", "botocore"):
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+        logging.getLogger(name).log(level, "%s at %d", name, level)
+"""
+    own = [
+        "mlcd_core.objects.retries at 20",
+        "mlcd_core.objects.retries at 30",
+        "tasks.embed at 20",
+        "tasks.embed at 30",
+    ]
+    assert texts(code) == [*own, "botocore at 30"]
+
+
+def test_warnings_of_python_travel() -> None:
+    [text] = texts("warnings.warn('beta is deprecated')")
+    assert "UserWarning: beta is deprecated" in str(text)
+
+
+def test_ray_is_not_heard_since_it_carries_the_lines() -> None:
+    assert texts("logging.getLogger('ray.data').error('no')") == []
+
+
+def test_a_flood_ends_with_a_line_that_says_so() -> None:
+    found = texts("for number in range(10 * MOST_LINES): logging.getLogger('PIL').warning('%d', number)")
+    assert len(found) == 99  # with the first line a hundred
+    assert found[:-1] == [str(number) for number in range(98)]
+    assert "the last line from here" in str(found[-1])
