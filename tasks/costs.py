@@ -8,13 +8,14 @@ setting that changes the speed is not compared.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from mlcd_core.config import stage_spec
 from mlcd_core.dataset import spans_of
 from mlcd_core.identity import short, spec_record
 from mlcd_core.specs import ClusterSpec, StageName, StageSpec, TrainSpec
-from mlcd_core.store import Files, Manifest
+from mlcd_core.store import Files, Manifest, Part
 from mlcd_core.store.chain import KEPT_LINKS
 from tasks.embed import resolved_embed_spec
 from tasks.run import Run
@@ -37,7 +38,7 @@ MAY_DIFFER: Mapping[StageName, frozenset[str]] = {
 class Size:
     """How much a run has to do: images to train on and to test with, embedding units, classes, iterations, steps.
 
-    links: checkpoints of the training, of which the newest two are kept.
+    links: checkpoints of the training, of which the newest two are kept. records: entries of its log.
     """
 
     rows: int
@@ -47,17 +48,19 @@ class Size:
     iterations: int
     steps: int
     links: int
+    records: int
 
 
 @dataclass(frozen=True)
 class Measured:
     """A committed stage that is like a planned one.
 
-    record_bytes: of everything in its folder but data. log_bytes: of its log, which only training writes. where: for
-    people.
+    receipt_bytes: of the receipts of its units or links. record_bytes: of what else is in its folder but data.
+    log_bytes: of its log, which only training writes. where: for people.
     """
 
     manifest: Manifest
+    receipt_bytes: int
     record_bytes: int
     log_bytes: int
     where: str
@@ -85,10 +88,14 @@ def find_measured(files: Files, spec: StageSpec, where: str) -> Measured | None:
         return None
     manifest = max(alike, key=lambda m: (m.provenance["timing"].get("work") or 0, m.rows, m.attempt))
     prefix = f"{stage}/{short(manifest.spec)}"
-    listed = files.list(prefix)
-    records = sum(info.bytes for info in listed if not info.path.startswith(f"{prefix}/data/"))
+    of_folder: dict[str, int] = {}
+    for info in files.list(prefix):
+        folder = info.path.removeprefix(f"{prefix}/").partition("/")[0]
+        of_folder[folder] = of_folder.get(folder, 0) + info.bytes
+    receipts = of_folder.pop("units", 0)
+    records = sum(size for folder, size in of_folder.items() if folder != "data")
     logs = sum(info.bytes for info in files.list(f"logs/{prefix}"))
-    return Measured(manifest, records, logs, f"{where} on {manifest.provenance['host']}")
+    return Measured(manifest, receipts, records, logs, f"{where} on {manifest.provenance['host']}")
 
 
 def run_size(run: Run, num_centroids: int) -> Size:
@@ -104,6 +111,7 @@ def run_size(run: Run, num_centroids: int) -> Size:
         iterations=run.config.cluster.most_iterations,
         steps=steps,
         links=math.ceil(steps / run.config.train.checkpoint_steps),
+        records=math.ceil(steps / run.config.train.log_steps),
     )
 
 
@@ -173,19 +181,32 @@ def _work_seconds(spec: StageSpec, size: Size, manifest: Manifest) -> tuple[floa
 
 def _bytes(spec: StageSpec, size: Size, like: Measured) -> int:
     """Data, receipts and logs of a stage."""
-    parts = like.manifest.parts
-    data = sum(part.bytes for part in parts)
+    parts, metrics = like.manifest.parts, like.manifest.metrics
+    data, records = sum(part.bytes for part in parts), like.record_bytes + like.receipt_bytes
     if isinstance(spec, ClusterSpec):
-        return round(KEPT_LINKS * data * size.num_centroids / like.manifest.rows) + like.record_bytes
+        links = KEPT_LINKS * data * size.num_centroids / like.manifest.rows
+        receipts = like.receipt_bytes * size.iterations / int(metrics["iterations"])
+        return round(links + receipts) + like.record_bytes
     if isinstance(spec, TrainSpec):
         blocks = sum(part.bytes for part in parts if part.name.startswith("block-"))
-        classes: int = like.manifest.metrics["num_classes"]
-        link = data - blocks + blocks * size.num_centroids / classes
-        longer: float = size.steps / like.manifest.metrics["curve"][-1]["step"]
-        return round(min(KEPT_LINKS, size.links) * link + (like.record_bytes + like.log_bytes) * longer)
+        link = data - blocks + blocks * size.num_centroids / int(metrics["num_classes"])
+        longer = size.records / len(metrics["curve"])  # receipts and manifest hold the curve
+        return round(min(KEPT_LINKS, size.links) * link + (records + like.log_bytes) * longer)
     if spec.STAGE == "evaluate":
-        return data + like.record_bytes
-    return round(data * size.rows / like.manifest.rows) + round(like.record_bytes * size.units / len(parts))
+        return data + records
+    of_part, of_row = _bytes_of_parts(parts)
+    return round(of_part * size.units + of_row * size.rows + records * size.units / len(parts))
+
+
+def _bytes_of_parts(parts: Sequence[Part]) -> tuple[float, float]:
+    """Bytes of a file without rows, and of each row in it: least squares, where the parts differ in their rows."""
+    mean_rows = fmean(part.rows for part in parts)
+    mean_bytes = fmean(part.bytes for part in parts)
+    spread = sum((part.rows - mean_rows) ** 2 for part in parts)
+    if not spread:
+        return 0.0, mean_bytes / mean_rows
+    of_row = sum((part.rows - mean_rows) * (part.bytes - mean_bytes) for part in parts) / spread
+    return max(0.0, mean_bytes - of_row * mean_rows), min(of_row, mean_bytes / mean_rows)
 
 
 def _devices(noted: Mapping[str, Any]) -> Iterable[str]:

@@ -100,6 +100,9 @@ def test_first_run_makes_every_stage(world: World) -> None:
     status = world.status()
     assert {stage: entry["state"] for stage, entry in status.items()} == dict.fromkeys(STAGES, "committed")
     assert status["embed"]["units_total"] == 4
+    # the log of the run names the process of every worker
+    for who in ("embed worker", "cluster rank", "label worker", "train rank"):
+        assert re.search(rf"- {who} \d+: process \d+ on ", done.stderr), who
 
 
 def test_every_input_row_has_one_row_in_order_in_embeddings_and_labels(world: World) -> None:

@@ -13,7 +13,8 @@ from mlcd_core.store import LocalFiles, StageFolder
 from tasks.costs import Cost, Measured, Size, find_measured, stage_cost
 from tasks.work_clock import WorkClock
 
-PLANNED = Size(rows=6000, test_rows=1000, units=12, num_centroids=200, iterations=20, steps=900, links=5)
+PLANNED = Size(rows=6000, test_rows=1000, units=12, num_centroids=200, iterations=20, steps=900, links=5, records=45)
+TIMING = {"seconds": 1.0, "work": 100, "work_s": 1.0}
 
 
 class Root:
@@ -32,11 +33,22 @@ class Root:
         **notes: Any,
     ) -> None:
         """Seal a manifest with parts of so many bytes, and ``rows`` in each."""
+        self.commit_parts(spec, {name: (rows, size) for name, size in parts.items()}, metrics=metrics, **notes)
+
+    def commit_parts(
+        self,
+        spec: StageSpec,
+        parts: dict[str, tuple[int, int]],
+        *,
+        metrics: dict[str, Any] | None = None,
+        **notes: Any,
+    ) -> None:
+        """Seal a manifest with parts of so many rows and bytes."""
         folder = StageFolder(self.files, spec)
         folder.open()
         units = tuple(fingerprint(name) for name in parts)
         plan = folder.plan({"in": fingerprint("in")}, units)
-        for task, (name, size) in zip(plan.pending, parts.items(), strict=True):
+        for task, (name, (rows, size)) in zip(plan.pending, parts.items(), strict=True):
             folder.commit(task, [folder.put(name, ".bin", name[0].encode() * size, rows=rows, usable=rows)])
         receipts = folder.receipts(units, plan)
         folder.seal({"in": fingerprint("in")}, receipts, attempt=1, metrics=metrics or {}, notes=notes)
@@ -45,6 +57,10 @@ class Root:
         found = find_measured(self.files, spec, "a run")
         assert found is not None
         return found
+
+    def records(self, spec: StageSpec) -> int:
+        like = self.like(spec)
+        return like.record_bytes + like.receipt_bytes
 
     def cost(self, spec: StageSpec, **options: Any) -> Cost:
         cost = stage_cost(spec, PLANNED, self.like(spec), **{"workers": 2, **options})
@@ -64,7 +80,7 @@ def test_rows_cost_what_rows_cost_and_the_rest_stays(root: Root) -> None:
     cost = root.cost(EmbedSpec())
     # 200 rows took 8 s beside 4 s that are fixed; 6000 rows take 240 s
     assert cost.seconds == pytest.approx(4 + 240)
-    assert cost.bytes == 2000 * 30 + root.like(EmbedSpec()).record_bytes * 6
+    assert cost.bytes == 2000 * 30 + root.records(EmbedSpec()) * 6
     assert cost.gpu_hours == 0
     assert root.cost(EmbedSpec(), missing_share=0.25).seconds == pytest.approx(4 + 60)
 
@@ -72,12 +88,20 @@ def test_rows_cost_what_rows_cost_and_the_rest_stays(root: Root) -> None:
 def test_the_folder_beside_its_data_is_records(root: Root, tmp_path: Path) -> None:
     root.commit(EmbedSpec(), {"a": 1000}, rows=100, timing={"seconds": 1.0, "work": 100, "work_s": 1.0})
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert root.like(EmbedSpec()).record_bytes == written - 1000
+    like = root.like(EmbedSpec())
+    assert like.record_bytes + like.receipt_bytes == written - 1000
+    assert like.receipt_bytes == sum(path.stat().st_size for path in tmp_path.rglob("units/*"))
+
+
+def test_a_file_without_rows_has_bytes_too(root: Root) -> None:
+    # 100 bytes and 5 for each row
+    root.commit_parts(EmbedSpec(), {"a": (100, 600), "b": (100, 600), "c": (20, 200)}, timing=TIMING)
+    assert root.cost(EmbedSpec()).bytes == 12 * 100 + 6000 * 5 + root.records(EmbedSpec()) * 4
 
 
 def test_iterations_cost_by_rows_times_centroids_and_two_links_stay(root: Root) -> None:
     spec = ClusterSpec(num_centroids=50, iterations=3)
-    metrics = {"identical_of": 1200}
+    metrics = {"identical_of": 1200, "iterations": 4}
     root.commit(
         spec,
         {"c": 500},
@@ -90,7 +114,8 @@ def test_iterations_cost_by_rows_times_centroids_and_two_links_stay(root: Root) 
     cost = root.cost(ClusterSpec(num_centroids=200, iterations=20))
     # 2 s an iteration, five times the rows and four times the centroids; 3 s are fixed
     assert cost.seconds == pytest.approx(3 + 20 * 2 * 5 * 4)
-    assert cost.bytes == 2 * 500 * 4 + root.like(spec).record_bytes
+    like = root.like(spec)
+    assert cost.bytes == 2 * 500 * 4 + like.record_bytes + like.receipt_bytes * 5
     assert cost.gpu_hours == pytest.approx(2 * cost.seconds / 3600)
 
 
@@ -106,8 +131,7 @@ def test_steps_cost_by_images_and_class_blocks_by_classes(root: Root) -> None:
     cost = root.cost(TrainSpec(epochs=30))
     # 20 steps of 64 images took 20 s and 20 took 40 s, so 40 s are fixed; 900 steps take 900 * 1.5 s
     assert cost.seconds == pytest.approx(40 + 1350)
-    records = root.like(TrainSpec(epochs=2)).record_bytes
-    assert cost.bytes == pytest.approx(2 * (700 + 100 * 4) + records * 900 / 40, abs=1)
+    assert cost.bytes == pytest.approx(2 * (700 + 100 * 4) + root.records(TrainSpec(epochs=2)) * 45 / 2, abs=1)
 
 
 def test_evaluation_costs_by_images_encoded(root: Root) -> None:
