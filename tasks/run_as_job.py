@@ -6,6 +6,7 @@ is logged here as it comes; its error is the stage's error, in the same words as
 
 import logging
 import os
+import re
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from mlcd_core.errors import StageFailedError
 from mlcd_core.identity import fingerprint, short
 from mlcd_core.store import StageFolder, StagePlan
 from tasks.lease import Log
+from tasks.progress_bar import PROGRESS_NAME, Bar, stage_bar
 from tasks.ray_jobs import RayJobs
 from tasks.reporting import stage_logger
 from tasks.run import Run
@@ -22,6 +24,8 @@ from tasks.run_record import RunRecord
 from tasks.stage import Manner, StageOutcome, plan_stage
 from tasks.stage_job import Order, Said
 from tasks.work import Committed, StageWork
+
+PROGRESS_LINE = re.compile(rf"{PROGRESS_NAME} (\d+\.\d) (.*)")
 
 
 def run_as_job(
@@ -75,7 +79,7 @@ def job_name(order: Order, plan: StagePlan) -> str:
 def _carried_out(order: Order, plan: StagePlan, jobs: RayJobs) -> Said:
     """What the job of an order says of its stage. Raises StageFailedError when it ended without a word."""
     log = stage_logger()
-    lines = _Lines(log)
+    lines = _Lines(log, stage_bar(order.stage))
     command = f"python -m tasks.stage_job {shlex.quote(order.to_json())}"
     end = jobs.run(job_name(order, plan), command, log=log, hear=lines)
     if lines.said is None:
@@ -89,9 +93,10 @@ def _carried_out(order: Order, plan: StagePlan, jobs: RayJobs) -> Said:
 
 @dataclass
 class _Lines:
-    """Logs the lines of a job at their levels, and keeps what it said of the stage."""
+    """Logs the lines of a job at their levels, moves the bar, and keeps what the job said of the stage."""
 
     log: Log
+    bar: Bar
     said: Said | None = None
     last: str = ""
 
@@ -99,6 +104,8 @@ class _Lines:
         said = Said.from_line(line)
         if said is not None:
             self.said = said
+        elif moved := PROGRESS_LINE.fullmatch(line):
+            self.bar(float(moved[1]), moved[2])
         elif line.strip():
             self.last = line
             level, _, text = line.partition(" ")

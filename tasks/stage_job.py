@@ -18,6 +18,7 @@ from mlcd_core.config import most_workers
 from mlcd_core.errors import ConfigError, MlcdError
 from mlcd_core.identity import fingerprint, spec_fingerprint
 from mlcd_core.specs import StageName
+from tasks.progress_bar import PROGRESS, PROGRESS_NAME
 from tasks.ray_session import RaySession
 from tasks.run import Request, open_run
 from tasks.sealed import read_manifest
@@ -77,7 +78,8 @@ class Said:
 def main() -> int:
     """Carry out the order of the command line; exit code 1 when the stage failed."""
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-    logging.getLogger("mlcd").setLevel(logging.INFO)
+    logging.addLevelName(PROGRESS, PROGRESS_NAME)
+    logging.getLogger("mlcd").setLevel(PROGRESS)
     outcome = carry_out(Order.from_json(sys.argv[1]))
     said = Said(outcome.result, outcome.units_run, outcome.error, outcome.code)
     sys.stdout.write(f"{said.to_line()}\n")

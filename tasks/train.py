@@ -19,10 +19,11 @@ from mlcd_core.objects import is_s3
 from mlcd_core.runtimes import TrainRuntime
 from mlcd_core.specs import TrainSpec
 from tasks.progress import forwarded_events
+from tasks.progress_bar import stage_bar
 from tasks.run import Run
 from tasks.train_attempts import Device, pick_train_device, run_attempts
 from tasks.train_log import train_log
-from tasks.train_progress import train_progress
+from tasks.train_progress import TrainProgress
 from tasks.train_start import start_of, start_parts
 from tasks.train_stop import saving_at_sigterm
 from tasks.train_worker import TrainJob, train_worker
@@ -126,7 +127,7 @@ def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) 
 
     with ExitStack() as stack:
         log = stack.enter_context(train_log(logs, short(fingerprint(job.links.inputs))))
-        heard = _each(report, log, train_progress(), note_start)
+        heard = _each(report, log, TrainProgress(stage_bar("train")), note_start)
         remote = stack.enter_context(forwarded_events(heard))
         ask = remote.board.ask_stop.remote
         stack.enter_context(saving_at_sigterm(lambda: ray.get(ask()), can_save=started.is_set))

@@ -1,26 +1,19 @@
-"""The bar of a training in the Prefect UI, by its steps.
+"""The bar of a training, by its steps.
 
 It runs in the driver's thread that takes the workers' events, so a slow server never slows a step.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from mlcd_core.events import Report, Value, silent
-from tasks.progress_bar import PrefectBar
-from tasks.reporting import running_task
-
-KEY = "mlcd-train-progress"
+from mlcd_core.events import Value
+from tasks.progress_bar import Bar
 
 
-def train_progress(*, now: Callable[[], float] = time.monotonic) -> Report:
-    """A reporter of the current task run's progress; ``silent`` outside one."""
-    return _Bar(now) if running_task() else silent
+class TrainProgress:
+    """A reporter that moves a bar."""
 
-
-class _Bar:
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._bar = PrefectBar(KEY, name="the progress of train", now=now)
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
         self._num_steps = 0
 
     def __call__(self, event: str, values: Mapping[str, Value]) -> None:

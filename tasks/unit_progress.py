@@ -7,23 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mlcd_core.events import Report, Value
-from tasks.progress_bar import PrefectBar
-from tasks.reporting import running_task
+from tasks.progress_bar import Bar
 
 RECENT_S = 60.0
 # the phases of a unit, by what its worker waits for in them
 WAITS = {"read": "storage", "commit": "storage", "decode": "decode", "model": "model"}
-
-
-class Bar(Protocol):
-    """Shows how far the work is, from 0 to 100."""
-
-    def __call__(self, percent: float, text: str) -> None:
-        """Show it; must return quickly and never raise."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -94,13 +85,6 @@ class UnitProgress:
                 waits[what] = waits.get(what, 0.0) + seconds
         total = sum(waits.values())
         return {f"{what}_share": seconds / total for what, seconds in waits.items()} if total else {}
-
-
-def unit_progress(report: Report, *, num_units: int, num_rows: int) -> UnitProgress:
-    """Progress of the current stage, with a bar in the Prefect UI inside a task run."""
-    stage = running_task()
-    bar = PrefectBar(f"mlcd-{stage}-progress") if stage else None
-    return UnitProgress(report, num_units=num_units, num_rows=num_rows, bar=bar)
 
 
 def _by_wait(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -47,10 +47,14 @@ def run_units(
     """
     if not pending:
         return
-    from tasks.unit_progress import unit_progress  # not at the top: workers load this module, and need no Prefect
+    # not at the top: workers load this module, and need no Prefect
+    from tasks.progress_bar import stage_bar
+    from tasks.reporting import running_task
+    from tasks.unit_progress import UnitProgress
 
     todo = {task.unit: task for task in pending}
-    progress = unit_progress(report, num_units=len(pending), num_rows=sum(int(row["rows"]) for row in rows))
+    num_rows = sum(int(row["rows"]) for row in rows)
+    progress = UnitProgress(report, num_units=len(pending), num_rows=num_rows, bar=stage_bar(running_task()))
     with _outcomes(worker, arguments, pending, rows, workers, in_flight, device) as outcomes:
         for outcome, log in outcomes:
             for line in log:

@@ -91,6 +91,19 @@ def test_the_lines_of_a_job_are_logged_at_their_levels(cluster: Cluster, caplog:
     assert not any("ended: " in text for _, text in said)
 
 
+def test_progress_of_a_job_moves_the_bar_and_is_no_line(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[float, str]] = []
+    monkeypatch.setattr("tasks.run_as_job.stage_bar", lambda stage: lambda *moved: shown.append((stage, *moved)))
+    lines = ("PROGRESS 40.0 2 of 5 units", "INFO more", "PROGRESS 100.0 5 of 5 units", "PROGRESS of someone")
+    cluster.last_words = "\n".join([*lines, Said("ran").to_line(), ""])
+    caplog.set_level(logging.DEBUG, "mlcd")
+    cluster.run()
+    assert shown == [("embed", 40.0, "2 of 5 units"), ("embed", 100.0, "5 of 5 units")]
+    assert [text for text in caplog.messages if "PROGRESS" in text or "of 5 units" in text] == ["PROGRESS of someone"]
+
+
 def test_an_error_of_the_job_is_the_stages_error_and_the_next_run_submits_the_next_job(cluster: Cluster) -> None:
     cluster.error = DataError("no shard:\n'a b' is empty")
     failed = cluster.run()

@@ -7,9 +7,9 @@ import httpx
 import prefect.artifacts
 import pytest
 
-from mlcd_core.events import silent
-from tasks import reporting, train_progress
-from tasks.train_progress import _Bar
+from tasks import reporting
+from tasks.progress_bar import PrefectBar
+from tasks.train_progress import TrainProgress
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def train(times: Iterable[float], *, first_step: int = 0) -> None:
     """Ten steps, the clock being asked for each."""
     clock = iter(times)
-    bar = _Bar(lambda: next(clock))
+    bar = TrainProgress(PrefectBar("train", name="the progress of train", now=lambda: next(clock)))
     bar("train_start", {"first_step": first_step, "num_steps": 10})
     for step in range(first_step + 1, 11):
         bar("train_step", {"step": step})
@@ -57,7 +57,3 @@ def test_a_server_that_does_not_answer_is_not_asked_at_each_step(
     train(range(0, 1000, 10))
     [record] = caplog.records
     assert record.getMessage().startswith("the progress of train is not shown in Prefect")
-
-
-def test_outside_a_task_run_nothing_is_shown() -> None:
-    assert train_progress.train_progress() is silent

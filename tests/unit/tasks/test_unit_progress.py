@@ -1,5 +1,6 @@
 """Progress of units: recent rates, the time left, what is waited for, and a bar that never fails a stage."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import prefect.artifacts
 import pytest
 
 from tasks import reporting
-from tasks.progress_bar import PrefectBar
+from tasks.progress_bar import PROGRESS, PrefectBar, stage_bar
 from tasks.unit_progress import UnitProgress
 
 
@@ -115,6 +116,16 @@ def test_the_bar_moves_when_seconds_have_passed_and_at_the_end(server: list[floa
     for percent in (10, 20, 30, 40, 50, 100):
         bar(percent, "")
     assert server == [10, 40, 100]
+
+
+def test_outside_a_task_run_the_bar_is_lines_of_the_log_that_only_a_job_shows(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter([0.0, 1, 5, 6])
+    bar = stage_bar("embed", now=lambda: next(times))
+    with caplog.at_level(PROGRESS, "mlcd"):
+        for percent in (10, 20, 30, 100):
+            bar(percent, f"{percent} of 100 units")
+    assert PROGRESS < logging.INFO
+    assert caplog.messages == ["10.0 10 of 100 units", "30.0 30 of 100 units", "100.0 100 of 100 units"]
 
 
 def test_a_server_that_is_gone_is_asked_again_after_a_minute_and_by_nobody_before(
