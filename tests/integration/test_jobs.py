@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlcd_core import open_run
-from tests.integration.harness import Mlcd, tiny_settings, wait_for_first_receipt, write_scenes
+from tests.integration.harness import Mlcd, post, tiny_settings, wait_for_first_receipt, write_scenes
 from tests.integration.ray_head import ENDED, RayHead, ray_head
 
 pytest.importorskip("opencensus", reason="needs ray[default], see the top of this file")
@@ -94,7 +94,11 @@ def test_each_stage_is_one_job_and_gives_what_it_gives_on_one_machine(world: Wor
     assert done.results() == dict.fromkeys(STAGES, "ran")
     assert [job.split("-")[1] for job in world.head.jobs()] == STAGES
     assert set(world.head.jobs().values()) == {"SUCCEEDED"}
-    assert "rows_per_s" in done.stderr  # a line of a job
+    for line in ("embed unit: done", "label worker", "train rank 0: process"):  # of jobs and their workers
+        assert line in done.stderr
+    shown = post(world.alone.api, "artifacts/filter", {"artifacts": {"type": {"any_": ["progress"]}}})
+    whole = {artifact["key"] for artifact in shown if artifact["data"] == 100}
+    assert whole >= {f"mlcd-{stage}-progress" for stage in ("embed", "label", "train")}
     alone = world.alone(*world.words("alone", "--until", "label"))
     assert alone.code == 0, alone.stderr
     assert world.digests("alone", STAGES[:3]) == world.digests("root", STAGES[:3])
