@@ -5,18 +5,24 @@ from typing import Any
 
 from flows.estimate_text import duration_text, size_text
 
-NOT_MEASURED = "cost unknown of {}: nothing like it has run under this root; --probe measures it on a sample first"
+NOT_MEASURED = (
+    "cost unknown of {}: nothing like it has run under this root; `mlcd plan --probe` measures it on a sample"
+)
 
 
 def costs_text(plans: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each stage that is to be run, their sums, and which stages nothing is known of."""
+    """One line for each stage that is to be run, their sums, and which stages nothing is known of.
+
+    Of rounds after the first nothing is known.
+    """
     known = [plan for plan in plans if plan["cost"]]
     unknown = [plan["stage"] for plan in plans if not plan["cost"] and plan["plan"] != "hit" and plan["round"] == 1]
     lines = [f"  {plan['stage']:<10}{_cost_text(plan['cost'])}, as {plan['cost']['like']}" for plan in known]
     if known:
         names = ("bytes", "seconds", "gpu_hours", "price")
         total = {name: _sum(plan["cost"][name] for plan in known) for name in names}
-        lines = ["cost of what is to be run, by rule of three:", *lines, f"  {'in all':<10}{_cost_text(total)}"]
+        scope = "of round 1" if plans[-1]["round"] > 1 else "of what is to be run"
+        lines = [f"cost {scope}, by rule of three:", *lines, f"  {'in all':<10}{_cost_text(total)}"]
     if unknown:
         lines.append(NOT_MEASURED.format(", ".join(unknown)))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """``mlcd plan`` (what a run would do), ``why`` (what is different) and ``status`` (what a run has made).
 
-None of them starts anything.
+None of them starts anything, but ``plan --probe`` runs all stages on a sample.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def add_parsers(commands: "Commands") -> None:
     """Add ``plan``, ``why`` and ``status``."""
     plan = commands.add_parser("plan", help="what a run would do: hit, partial or miss per stage")
     plan.set_defaults(command=_plan)
-    plan.add_argument("--data", default="", help="the shards; without them only the cost of clustering is estimated")
+    plan.add_argument("--data", default="", help="the shards; without them operations, memory and hours are estimated")
     plan.add_argument("--rows", type=int, metavar="N", help="images to estimate for (default: those of the data)")
     plan.add_argument("--probe", action="store_true", help="first run all stages on a sample, to tell what they cost")
     plan.add_argument("--price", type=float, metavar="P", help="of an hour of the machines, to tell what a run costs")
@@ -52,6 +52,8 @@ def _plan(options: argparse.Namespace) -> int:
 
     if options.probe and not options.data:
         raise ConfigError("--probe measures the stages on a sample of the data; give --data")
+    if options.price is not None and not options.data:
+        raise ConfigError("--price is for hours that were measured; give --data, and --probe where nothing has run yet")
     plan = plan_rounds(
         request_of(options),
         selected_stages(only=options.only, from_stage=options.from_stage, until=options.until),
@@ -73,12 +75,11 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from mlcd_core.specs import STAGES
-    from tasks.rounds import plan_rounds
+    from tasks.rounds import explain_rounds
     from tasks.run import check_stage
 
     check_stage("the stage", options.stage)
-    stages = plan_rounds(request_of(options), STAGES, options.rounds)["stages"]
+    stages = explain_rounds(request_of(options), options.rounds)
     stages = [stage for stage in stages if options.stage in ("", stage["stage"])]
     if options.json:
         print(json.dumps({"stages": stages}))

@@ -26,7 +26,7 @@ def run_text(summary: Mapping[str, Any], *, root: str, demo: bool) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def plan_text(plans: Sequence[Record], estimate: Record) -> str:
+def plan_text(plans: Sequence[Record], estimate: Record | None) -> str:
     """The tables of ``mlcd plan``: the stages, where there is data, and the cost of clustering."""
     rows = [
         (
@@ -41,7 +41,8 @@ def plan_text(plans: Sequence[Record], estimate: Record) -> str:
     ]
     header = ["stage", "plan", "missing", "units", "spec", ""]
     table = aligned(*_by_round(plans, header, rows)) if rows else ""
-    return "\n\n".join(block for block in (table, costs_text(plans), estimate_text(estimate)) if block)
+    estimated = estimate_text(estimate) if estimate else ""
+    return "\n\n".join(block for block in (table, costs_text(plans), estimated) if block)
 
 
 def status_text(stages: Sequence[Record]) -> str:

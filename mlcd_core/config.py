@@ -156,9 +156,14 @@ def stage_runtime(config: Config, stage: StageName) -> Runtime:
     return RUNTIMES[stage](**_fields(getattr(config, stage), RUNTIMES[stage]))
 
 
+def num_workers(config: Config, stage: StageName) -> int:
+    """The workers that a stage asks for."""
+    return int(getattr(stage_runtime(config, stage), "workers", 1))
+
+
 def most_workers(config: Config) -> int:
     """The largest number of workers that a stage asks for."""
-    return max(config.embed.workers, config.cluster.workers, config.label.workers, config.train.workers)
+    return max(num_workers(config, stage) for stage in SPECS)
 
 
 def preset_names() -> list[str]:

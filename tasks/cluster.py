@@ -110,6 +110,7 @@ def _measured(seen: Mapping[int, Mapping[str, Any]], num_centroids: int, dim: in
     """
     exact = [row for row in seen.values() if row["recall"] is None]
     return {
+        "dim": dim,
         "iteration_seconds": [row["seconds"] for row in seen.values()],
         "rows_per_s": _rows_per_s(seen.values()),
         "flop_per_s": 2 * _rows_per_s(exact) * num_centroids * dim,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from mlcd_core.config import stage_spec
+from mlcd_core.config import num_workers, stage_spec
 from mlcd_core.dataset import spans_of
 from mlcd_core.identity import short, spec_record
-from mlcd_core.specs import ClusterSpec, StageName, StageSpec, TrainSpec
+from mlcd_core.specs import ClusterSpec, LabelSpec, StageName, StageSpec, TrainSpec
 from mlcd_core.store import Files, Manifest, Part
 from mlcd_core.store.chain import KEPT_LINKS
 from tasks.embed import resolved_embed_spec
@@ -55,12 +55,12 @@ class Size:
 class Measured:
     """A committed stage that is like a planned one.
 
-    receipt_bytes: of the receipts of its units or links. record_bytes: of what else is in its folder but data.
-    log_bytes: of its log, which only training writes. where: for people.
+    receipt_bytes: of a receipt of a unit or link, on average. record_bytes: of its manifest, and of what belongs to its
+    folder as a whole. log_bytes: of its log, which only training writes. where: for people.
     """
 
     manifest: Manifest
-    receipt_bytes: int
+    receipt_bytes: float
     record_bytes: int
     log_bytes: int
     where: str
@@ -80,33 +80,45 @@ class Cost:
     price: float | None = None
 
 
-def find_measured(files: Files, spec: StageSpec, where: str) -> Measured | None:
-    """The largest committed stage under a root that differs from ``spec`` in nothing that changes its speed."""
+def find_measured(files: Files, spec: StageSpec, where: str, *, workers: int, dim: int) -> Measured | None:
+    """The largest committed stage under a root that differs from the planned in nothing that changes its speed.
+
+    workers: of the planned stage. dim: of the embeddings.
+    """
     stage = spec.STAGE
-    alike = [m for m in sealed_manifests(files, stage) if "timing" in m.provenance and _is_like(files, m, spec)]
+    alike = [
+        manifest
+        for manifest in sealed_manifests(files, stage)
+        if manifest.provenance.get("timing", {}).get("workers") == workers
+        and manifest.provenance.get("dim", dim) == dim
+        and _is_like(files, manifest, spec)
+    ]
     if not alike:
         return None
     manifest = max(alike, key=lambda m: (m.provenance["timing"].get("work") or 0, m.rows, m.attempt))
     prefix = f"{stage}/{short(manifest.spec)}"
-    of_folder: dict[str, int] = {}
-    for info in files.list(prefix):
-        folder = info.path.removeprefix(f"{prefix}/").partition("/")[0]
-        of_folder[folder] = of_folder.get(folder, 0) + info.bytes
-    receipts = of_folder.pop("units", 0)
-    records = sum(size for folder, size in of_folder.items() if folder != "data")
-    logs = sum(info.bytes for info in files.list(f"logs/{prefix}"))
-    return Measured(manifest, receipts, records, logs, f"{where} on {manifest.provenance['host']}")
+    listed = files.list(prefix)
+    receipts = [info.bytes for info in listed if info.path.startswith(f"{prefix}/units/")]
+    of_others = tuple(f"{prefix}/{folder}/" for folder in ("data", "units", "manifests"))
+    records = [info.bytes for info in listed if info.path == manifest.path or not info.path.startswith(of_others)]
+    own_log = f"logs/{prefix}/{short(manifest.input)}"
+    logs = [info.bytes for info in files.list(f"logs/{prefix}") if info.path.startswith(own_log)]
+    return Measured(manifest, fmean(receipts), sum(records), sum(logs), f"{where} on {manifest.provenance['host']}")
 
 
-def run_size(run: Run, num_centroids: int) -> Size:
-    """How much a run has to do if all rows are usable. num_centroids: as pinned, or as the settings and rows say."""
+def run_size(run: Run, *, num_rows: int, num_centroids: int) -> Size:
+    """How much a run has to do if all rows are usable.
+
+    num_rows: of the data, or as many as there will be. num_centroids: as pinned, or as the settings and rows say.
+    """
     train, rows = stage_spec(run.config, "train"), sum(shard.rows for shard in run.shards)
     assert isinstance(train, TrainSpec)
+    units, rows = len(spans_of(run.shards, run.config.embed.rows_per_unit)) * num_rows / max(1, rows), num_rows
     steps = total_steps(train, usable_rows=rows)
     return Size(
         rows=rows,
         test_rows=sum(shard.rows for shard in run.eval_shards),
-        units=len(spans_of(run.shards, run.config.embed.rows_per_unit)),
+        units=math.ceil(units),
         num_centroids=num_centroids,
         iterations=run.config.cluster.most_iterations,
         steps=steps,
@@ -115,20 +127,26 @@ def run_size(run: Run, num_centroids: int) -> Size:
     )
 
 
-def plan_costs(run: Run, plans: Sequence[Mapping[str, Any]], size: Size, files: Files, where: str) -> list[Cost | None]:
+def plan_costs(
+    run: Run, plans: Sequence[Mapping[str, Any]], size: Size, files: Files, where: str, *, dim: int
+) -> list[Cost | None]:
     """The cost of each planned stage; None of those that are committed, and where nothing like it was measured.
 
-    files: of the root where it was measured. where: what people call that.
+    files: of the root where it was measured. where: what people call that. dim: of the embeddings.
     """
     costs: list[Cost | None] = []
+    pair_s: float | None = None
     for plan in plans:
         stage: StageName = plan["stage"]
         spec = resolved_embed_spec(run) if stage == "embed" else stage_spec(run.config, stage)
-        like = find_measured(files, spec, where) if plan["plan"] != "hit" else None
+        workers = num_workers(run.config, stage)
+        is_needed = plan["plan"] != "hit"
+        # how fast rows and centroids meet is asked for by label, too
+        like = find_measured(files, spec, where, workers=workers, dim=dim) if is_needed or stage == "cluster" else None
+        pair_s = _pair_seconds(like.manifest) if like and stage == "cluster" else pair_s
         total = plan["units_total"] or 0
         share = plan["units_missing"] / total if plan["plan"] == "partial" and total > 1 else 1.0
-        workers = 1 if stage == "evaluate" else getattr(run.config, stage).workers
-        costs.append(stage_cost(spec, size, like, workers=workers, missing_share=share) if like else None)
+        costs.append(stage_cost(spec, size, like, share, pair_s=pair_s) if like and is_needed else None)
     return costs
 
 
@@ -139,63 +157,85 @@ def _is_like(files: Files, manifest: Manifest, spec: StageSpec) -> bool:
     return was["stage_version"] == now["stage_version"] and differ <= MAY_DIFFER[spec.STAGE]
 
 
-def stage_cost(spec: StageSpec, size: Size, like: Measured, *, workers: int, missing_share: float = 1.0) -> Cost | None:
+def stage_cost(
+    spec: StageSpec, size: Size, like: Measured, missing_share: float = 1.0, *, pair_s: float | None = None
+) -> Cost | None:
     """The cost of a stage by one that was measured; None where that one is too small to tell.
 
-    missing_share: of the units, what is still to be done.
+    missing_share: of the units, what is still to be done. pair_s: seconds that clustering takes for a row and a
+    centroid, by which labels of more centroids are told.
     """
     manifest = like.manifest
-    work_s = _work_seconds(spec, size, manifest)
+    work_s = _work_seconds(spec, size, manifest, pair_s)
     if work_s is None:
         return None
     took_s, planned_s = work_s
-    fixed_s = max(0.0, float(manifest.provenance["timing"]["seconds"]) - took_s)
+    timing = manifest.provenance["timing"]
+    fixed_s = max(0.0, float(timing["seconds"]) - took_s)
     seconds = fixed_s + planned_s * missing_share
-    on_gpus = workers if "cuda" in _devices(manifest.provenance) else 0
-    return Cost(_bytes(spec, size, like), seconds, on_gpus * seconds / 3600, like.where)
+    on_gpus = timing["workers"] if "cuda" in _devices(manifest.provenance) else 0
+    return Cost(round(_bytes(spec, size, like) * missing_share), seconds, on_gpus * seconds / 3600, like.where)
 
 
-def _work_seconds(spec: StageSpec, size: Size, manifest: Manifest) -> tuple[float, float] | None:
+def _pair_seconds(manifest: Manifest) -> float | None:
+    """Seconds for a row and a centroid in an iteration of a clustering; None where none was seen."""
+    seconds: list[float] = manifest.provenance["iteration_seconds"]
+    pairs: float = manifest.metrics["identical_of"] * manifest.rows
+    return fmean(seconds) / pairs if seconds else None
+
+
+def _work_seconds(spec: StageSpec, size: Size, manifest: Manifest, pair_s: float | None) -> tuple[float, float] | None:
     """Seconds of the work that was measured, beside all that is fixed, and of the planned."""
-    noted, timing = manifest.provenance, manifest.provenance["timing"]
     if isinstance(spec, ClusterSpec):
-        seconds: list[float] = noted["iteration_seconds"]
-        pairs = manifest.metrics["identical_of"] * manifest.rows
-        scale = size.rows * size.num_centroids / pairs
-        return (sum(seconds), size.iterations * sum(seconds) / len(seconds) * scale) if seconds else None
+        return _iteration_seconds(size, manifest)
     if isinstance(spec, TrainSpec):
-        curve = manifest.metrics["curve"]
-        if not curve:
-            return None
-        per_image_s = sum(1 / record["images_per_s"] for record in curve) / len(curve)
-        done = curve[-1]["step"] * spec.batch_size
-        return done * per_image_s, size.steps * spec.batch_size * per_image_s
+        return _step_seconds(spec, size, manifest)
+    timing = manifest.provenance["timing"]
     if not timing.get("work") or not timing.get("work_s"):
         return (0.0, 0.0) if spec.STAGE == "evaluate" else None  # without labels nothing is encoded
     per_row_s = timing["work_s"] / timing["work"]
     if spec.STAGE == "evaluate":
         # each image once per embedder: towers see all images, the source only those of the test
         return timing["work_s"], (2 * size.rows + 3 * size.test_rows) * per_row_s
-    return manifest.rows * per_row_s, size.rows * per_row_s
+    more_s = 0.0
+    if isinstance(spec, LabelSpec) and pair_s is not None:
+        more_s = max(0, size.num_centroids - manifest.metrics["num_centroids"]) * pair_s
+    return manifest.rows * per_row_s, size.rows * (per_row_s + more_s)
 
 
-def _bytes(spec: StageSpec, size: Size, like: Measured) -> int:
-    """Data, receipts and logs of a stage."""
+def _iteration_seconds(size: Size, manifest: Manifest) -> tuple[float, float] | None:
+    pair_s = _pair_seconds(manifest)
+    if pair_s is None:
+        return None
+    return sum(manifest.provenance["iteration_seconds"]), size.iterations * pair_s * size.rows * size.num_centroids
+
+
+def _step_seconds(spec: TrainSpec, size: Size, manifest: Manifest) -> tuple[float, float] | None:
+    curve = manifest.metrics["curve"]
+    if not curve:
+        return None
+    per_image_s = fmean(1 / record["images_per_s"] for record in curve)
+    return curve[-1]["step"] * spec.batch_size * per_image_s, size.steps * spec.batch_size * per_image_s
+
+
+def _bytes(spec: StageSpec, size: Size, like: Measured) -> float:
+    """Data, receipts, records and logs of a stage."""
     parts, metrics = like.manifest.parts, like.manifest.metrics
-    data, records = sum(part.bytes for part in parts), like.record_bytes + like.receipt_bytes
+    data = sum(part.bytes for part in parts)
     if isinstance(spec, ClusterSpec):
         links = KEPT_LINKS * data * size.num_centroids / like.manifest.rows
-        receipts = like.receipt_bytes * size.iterations / int(metrics["iterations"])
-        return round(links + receipts) + like.record_bytes
+        return links + like.receipt_bytes * size.iterations + like.record_bytes
     if isinstance(spec, TrainSpec):
         blocks = sum(part.bytes for part in parts if part.name.startswith("block-"))
         link = data - blocks + blocks * size.num_centroids / int(metrics["num_classes"])
-        longer = size.records / len(metrics["curve"])  # receipts and manifest hold the curve
-        return round(min(KEPT_LINKS, size.links) * link + (records + like.log_bytes) * longer)
+        longer = size.records / len(metrics["curve"])  # the manifest holds the curve
+        links = min(KEPT_LINKS, size.links) * link + like.receipt_bytes * size.links
+        return links + (like.record_bytes + like.log_bytes) * longer
     if spec.STAGE == "evaluate":
-        return data + records
+        return data + like.receipt_bytes + like.record_bytes
     of_part, of_row = _bytes_of_parts(parts)
-    return round(of_part * size.units + of_row * size.rows + records * size.units / len(parts))
+    records = like.receipt_bytes + like.record_bytes / len(parts)  # the manifest names the parts
+    return (of_part + records) * size.units + of_row * size.rows
 
 
 def _bytes_of_parts(parts: Sequence[Part]) -> tuple[float, float]:

@@ -36,7 +36,8 @@ def label_work(run: Run, committed: Committed) -> StageWork:
             workers=runtime.workers,
             report=job.report,
         )
-        return Made(job.folder.receipts(units, job.plan), metrics={"num_centroids": centroids.rows})
+        notes = {"dim": cluster.provenance["dim"]} if "dim" in cluster.provenance else {}
+        return Made(job.folder.receipts(units, job.plan), metrics={"num_centroids": centroids.rows}, notes=notes)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=embed.rows)
 

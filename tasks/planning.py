@@ -1,4 +1,4 @@
-"""``plan``: what a run would do. ``status``: what a run has made. Neither starts anything."""
+"""``plan``: what a run would do. ``status``: what a run has made. Only a probe that is asked for starts anything."""
 
 import json
 import tempfile
@@ -31,12 +31,18 @@ HOLDER_SHOWN = ("run", "host", "pid", "since")
 
 
 def plan_run(
-    request: Request, manner: Manner | None = None, *, num_rows: int | None = None, with_probe: bool = False
+    request: Request,
+    selected: Sequence[StageName] = STAGES,
+    manner: Manner | None = None,
+    *,
+    num_rows: int | None = None,
+    with_probe: bool = False,
 ) -> dict[str, Any]:
     """``{"stages": [...], "estimate": {...}}``: what a run would do, and what its clustering and its towers cost.
 
     num_rows: rows to estimate for; those of the data when None. Without data nothing is looked up, and ``paper`` is
-    estimated for the paper's images. with_probe: run all stages on a sample first, for their cost.
+    estimated for the paper's images. with_probe: run all stages on a sample first, for their cost. Where nothing that
+    is selected clusters, labels or trains, the estimate is None.
     Raises ConfigError when there is neither data nor a number of rows, or only a pin; and as ``probe``.
     """
     if num_rows is not None and num_rows < 1:
@@ -44,10 +50,14 @@ def plan_run(
     if request.data:
         run = open_run(request)
         pinned = resolve_pins(run)
-        check_train(run)
-        estimate = _estimate(run.config, num_rows or sum(shard.rows for shard in run.shards), pinned.get("cluster"))
-        stages = plan_stages(run, pinned, manner)
-        for stage, cost in zip(stages, _costs(run, stages, estimate["num_centroids"], with_probe), strict=True):
+        if "train" in selected:
+            check_train(run)
+        num_rows = num_rows or sum(shard.rows for shard in run.shards)
+        counts_centroids = not {"cluster", "label", "train"}.isdisjoint(selected)
+        estimate = _estimate(run.config, num_rows, pinned.get("cluster")) if counts_centroids else None
+        every = plan_stages(run, pinned, manner, selected=selected)
+        stages = [stage for stage in every if stage["stage"] in selected]
+        for stage, cost in zip(stages, _costs(run, stages, num_rows, estimate, with_probe), strict=True):
             stage["cost"] = cost and asdict(cost)
         return {"stages": stages, "estimate": estimate}
     if request.pin:
@@ -59,15 +69,23 @@ def plan_run(
     return {"stages": [], "estimate": _estimate(read_settings(request), num_rows, None)}
 
 
-def _costs(run: Run, stages: Sequence[Mapping[str, Any]], num_centroids: int, with_probe: bool) -> list[Cost | None]:
-    size = run_size(run, num_centroids)
-    if not with_probe:
-        return plan_costs(run, stages, size, run.files, "a run under this root")
+def _costs(
+    run: Run,
+    stages: Sequence[Mapping[str, Any]],
+    num_rows: int,
+    estimate: Mapping[str, Any] | None,
+    with_probe: bool,
+) -> list[Cost | None]:
+    # without an estimate no stage asks for them
+    num_centroids, dim = (estimate["num_centroids"], estimate["dim"]) if estimate else (num_rows, 0)
+    size = run_size(run, num_rows=num_rows, num_centroids=num_centroids)
+    if not with_probe or all(stage["plan"] == "hit" for stage in stages):
+        return plan_costs(run, stages, size, run.files, "a run under this root", dim=dim)
     from tasks.probe import probe  # it runs stages, and planning by itself needs no Prefect
 
     with tempfile.TemporaryDirectory(prefix="mlcd-probe-") as folder:
         probed = probe(run, Path(folder), num_centroids=num_centroids)
-        return plan_costs(run, stages, size, probed, "the probe")
+        return plan_costs(run, stages, size, probed, "the probe", dim=dim)
 
 
 def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str, Any]:
@@ -87,9 +105,16 @@ def _estimate(config: Config, num_rows: int, pinned: Pinned | None) -> dict[str,
     return {**asdict(clustering), "towers": [asdict(tower) for tower in towers]}
 
 
-def plan_stages(run: Run, pinned: Mapping[StageName, Pinned], manner: Manner | None = None) -> list[dict[str, Any]]:
+def plan_stages(
+    run: Run,
+    pinned: Mapping[StageName, Pinned],
+    manner: Manner | None = None,
+    *,
+    selected: Sequence[StageName] = STAGES,
+) -> list[dict[str, Any]]:
     """hit, partial or miss per stage; ``waits`` where an upstream digest is not known yet. A pinned stage is a hit.
 
+    selected: what would run; a stage that waits for another one says so.
     Of a stage that is not committed also the nearest result under the root, and how it differs (``Why``).
     """
     manner = manner or Manner()
@@ -103,16 +128,18 @@ def plan_stages(run: Run, pinned: Mapping[StageName, Pinned], manner: Manner | N
             continue
         waiting = [upstream for upstream in UPSTREAM[stage] if upstream not in committed]
         if waiting:
-            plans.append(_entry(stage, "waits", "-", None, None, f"waits for {', '.join(waiting)}"))
+            missing = [upstream for upstream in waiting if upstream not in selected]
+            note = f"cannot run: {', '.join(missing)} is not committed, and not selected" if missing else ""
+            plans.append(_entry(stage, "waits", "-", None, None, note or f"waits for {', '.join(waiting)}"))
             continue
         work = stage_work(stage, run, committed)
         folder = StageFolder(run.files, work.spec)
         plan = plan_stage(folder, work, manner)
         if plan.manifest is not None:
             committed[stage] = plan.manifest
-        missing = len(plan.pending) if work.units else int(plan.manifest is None)
+        pending = len(plan.pending) if work.units else int(plan.manifest is None)
         note = "is made again, as forced" if stage in manner.force else work.note
-        entry = _entry(stage, plan.state, folder.fingerprint, missing, len(work.units) or 1, note)
+        entry = _entry(stage, plan.state, folder.fingerprint, pending, len(work.units) or 1, note)
         if plan.manifest is None:
             entry |= asdict(why_pending(run.files, work, record.get(stage, {}).get("spec", "")))
         plans.append(entry)

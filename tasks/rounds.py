@@ -12,6 +12,7 @@ from typing import Any
 from mlcd_core.errors import ConfigError
 from mlcd_core.specs import STAGES, StageName
 from mlcd_core.store import Manifest, StageFolder
+from tasks.pin import resolve_pins
 from tasks.planning import plan_run, plan_stages
 from tasks.reasons import Why
 from tasks.run import Request, Run, check_force, open_run
@@ -65,12 +66,20 @@ def plan_rounds(
     manner = manner or Manner()
     check_rounds(request, selected, rounds)
     check_force(manner.force, selected, request)
-    plan = plan_run(request, manner, num_rows=num_rows, with_probe=with_probe)
+    plan = plan_run(request, selected, manner, num_rows=num_rows, with_probe=with_probe)
     plan["stages"] = [{**stage, "round": 1} for stage in plan["stages"]]
     if rounds > 1 and request.data:
-        plan["stages"] += _later_rounds(request, rounds, manner)
-    plan["stages"] = [stage for stage in plan["stages"] if stage["stage"] in selected]
+        later = _later_rounds(request, rounds, manner)
+        plan["stages"] += [stage for stage in later if stage["stage"] in selected]
     return plan
+
+
+def explain_rounds(request: Request, rounds: int) -> list[dict[str, Any]]:
+    """The stages of all rounds as ``plan_rounds`` has them, without what they would cost."""
+    check_rounds(request, STAGES, rounds)
+    run = open_run(request)
+    stages = [{**stage, "round": 1} for stage in plan_stages(run, resolve_pins(run))]
+    return stages + (_later_rounds(request, rounds, Manner()) if rounds > 1 else [])
 
 
 def _later_rounds(request: Request, rounds: int, manner: Manner) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlcd_core.config import num_workers
 from mlcd_core.errors import MlcdError
 from mlcd_core.events import silent
 from mlcd_core.specs import StageName
@@ -110,7 +111,8 @@ def run_stage(work: StageWork, run: Run, session: RaySession, manner: Manner, *,
             if stage in manner.force:
                 folder.force(work.inputs, manner.token)
             plan = plan_stage(folder, work, manner)
-            manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease)
+            workers = num_workers(run.config, stage)
+            manifest = plan.manifest or _make(work, Job(folder, plan, session, silent), lease, workers)
         record.note(stage, folder.fingerprint, work, manifest)
     return StageOutcome(
         stage,
@@ -131,7 +133,7 @@ def plan_stage(folder: StageFolder, work: StageWork, manner: Manner) -> StagePla
     return folder.plan(work.inputs, work.units, redo)
 
 
-def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
+def _make(work: StageWork, job: Job, lease: Lease, workers: int) -> Manifest:
     job.folder.open()
     with stage_report(work.spec.STAGE) as report, worker_errors():
         clock = WorkClock(report)
@@ -143,5 +145,5 @@ def _make(work: StageWork, job: Job, lease: Lease) -> Manifest:
         attempt=job.plan.attempt,
         expected_rows=work.expected_rows,
         metrics=made.metrics,
-        notes={**made.notes, "timing": clock.timing()},
+        notes={**made.notes, "timing": {**clock.timing(), "workers": workers}},
     )

@@ -40,6 +40,7 @@ def test_speed_counts_the_rows_that_were_summed_in_the_time_that_was_seen() -> N
         3: seen(3, rows=1500, seconds=1.0, recall=0.9),
     }
     assert _measured(iterations, num_centroids=20, dim=8) == {
+        "dim": 8,
         "iteration_seconds": [3.0, 2.0, 1.0],
         "rows_per_s": 500.0,
         "flop_per_s": 2 * 300.0 * 20 * 8,
