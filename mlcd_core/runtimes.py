@@ -48,6 +48,7 @@ class LabelRuntime(Runtime):
     """Nothing here changes the result."""
 
     workers: int = Field(1, ge=1, description="Ray Data actors")
+    device: Device = Field("auto", description="auto (cuda where there is one), cpu or cuda")
     search: SearchName = Field("auto", description=SEARCH_WORDS)
 
 

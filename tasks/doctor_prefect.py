@@ -1,5 +1,6 @@
 """Which Prefect server a run would talk to, and whether it answers."""
 
+import base64
 import http.client
 import json
 import socket
@@ -13,6 +14,8 @@ from tasks.doctor_findings import Finding
 from tasks.services import SERVER_PORT
 
 ANSWER_S = 5
+PASSWORD = "set PREFECT_API_AUTH_STRING to the name:password of that server"
+REFUSALS = {401: PASSWORD, 403: PASSWORD, 404: "that is no Prefect API; set PREFECT_API_URL to http://HOST:PORT/api"}
 
 
 def check_prefect(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -47,10 +50,12 @@ def _asked(address: str) -> Finding:
     """Ask a server for its version; a client newer than its server is refused by it."""
     ours = metadata.version("prefect")
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/admin/version", timeout=ANSWER_S) as answer:
+        question = urllib.request.Request(f"{address.rstrip('/')}/admin/version", headers=_credentials())
+        with urllib.request.urlopen(question, timeout=ANSWER_S) as answer:
             theirs = json.load(answer)
     except urllib.error.HTTPError as error:
-        return Finding("prefect", "ok", f"{address} answers {error.code}, without its version")
+        fix = REFUSALS.get(error.code, "look into the log of that server")
+        return Finding("prefect", "error", f"{address} answers {error.code} ({error.reason}): {fix}")
     except (OSError, ValueError, http.client.HTTPException) as error:
         return Finding(
             "prefect", "error", f"{address} does not answer ({error}): start that server, or unset PREFECT_API_URL"
@@ -59,6 +64,16 @@ def _asked(address: str) -> Finding:
         text = f"{address} is Prefect {theirs}, this machine has {ours}: install the same version on both"
         return Finding("prefect", "warning", text)
     return Finding("prefect", "ok", f"{address} answers, Prefect {ours} on both sides")
+
+
+def _credentials() -> dict[str, str]:
+    """The header by which Prefect's own client is let in."""
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api
+    if api.auth_string is not None:
+        return {"Authorization": f"Basic {base64.b64encode(api.auth_string.get_secret_value().encode()).decode()}"}
+    return {"Authorization": f"Bearer {api.key.get_secret_value()}"} if api.key is not None else {}
 
 
 def _without_secrets(address: str) -> str:

@@ -1,6 +1,8 @@
 """evaluate: probes of the trained tower, the untrained tower and the source embedder; one unit, one metrics file."""
 
+import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mlcd_core.dataset import Shard, data_digest
+from mlcd_core.events import Value
 from mlcd_core.identity import canonical_json, fingerprint, short
 from mlcd_core.runtimes import EmbedRuntime, EvaluateRuntime
 from mlcd_core.specs import EmbedSpec, EvaluateSpec, TrainSpec
@@ -18,6 +21,7 @@ from tasks.embed import resolved_embed_spec
 from tasks.run import Run
 from tasks.train_worker import LabelReader
 from tasks.work import UPSTREAM, Committed, Job, Made, StageWork, settings
+from tasks.worker_log import LOG_EVENT, send_log
 
 if TYPE_CHECKING:
     from mlcd_core.images.embedder import Embedder
@@ -76,13 +80,23 @@ def evaluate_work(run: Run, committed: Committed) -> StageWork:
         if job.plan.pending:
             job.session.start()
             threads = {"OMP_NUM_THREADS": str(runtime.threads), "MKL_NUM_THREADS": str(runtime.threads)}
-            worker = ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(evaluate_unit)
+            worker = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": threads})(_evaluate_and_log)
             job.report("evaluate", {"train_shards": len(run.shards), "test_shards": len(run.eval_shards)})
-            job.report("measured", ray.get(worker.remote(job_of_worker, job.plan.pending[0])))
+            encoded, log = ray.get(worker.remote(job_of_worker, job.plan.pending[0]))
+            for line in log:
+                job.report(LOG_EVENT, line)
+            job.report("measured", encoded)
         [receipt] = job.folder.receipts((unit,), job.plan)
         return Made([receipt], metrics=receipt.state)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=(unit,))
+
+
+def _evaluate_and_log(job: EvaluateJob, task: UnitTask) -> tuple[dict[str, float], list[Mapping[str, Value]]]:
+    """What ``evaluate_unit`` returns, and what was logged; the process ends with it."""
+    log: list[Mapping[str, Value]] = []
+    send_log(f"worker {os.getpid()}", log.append)
+    return evaluate_unit(job, task), log
 
 
 def evaluate_unit(job: EvaluateJob, task: UnitTask) -> dict[str, float]:

@@ -24,9 +24,10 @@ def label_work(run: Run, committed: Committed) -> StageWork:
     centroids = cluster.parts[0]
 
     def make(job: Job) -> Made:
-        check_search("label.search", runtime.search, device="cpu")
+        check_search("label.search", runtime.search, runtime.device)
         if job.plan.pending:
             job.session.start()
+        devices: set[str] = set()
         pending = list({task.unit: task for task in job.plan.pending}.values())
         run_units(
             UnitLabeler,
@@ -35,8 +36,10 @@ def label_work(run: Run, committed: Committed) -> StageWork:
             [vars(embed.parts[task.index]) for task in pending],
             workers=runtime.workers,
             report=job.report,
+            device=runtime.device,
+            on_unit=lambda _, values: devices.add(values["device"]),
         )
-        notes = {"dim": cluster.provenance["dim"]} if "dim" in cluster.provenance else {}
+        notes = {"devices": sorted(devices), "dim": cluster.provenance.get("dim")}
         return Made(job.folder.receipts(units, job.plan), metrics={"num_centroids": centroids.rows}, notes=notes)
 
     return StageWork(spec=spec, inputs=inputs, make=make, units=units, expected_rows=embed.rows)
@@ -48,6 +51,7 @@ class UnitLabeler:
     def __init__(self, root: str, spec: LabelSpec, runtime: LabelRuntime, centroids: Part) -> None:
         import torch
 
+        from mlcd_core.device import pick_device
         from mlcd_core.kmeans import CentroidState
         from mlcd_core.kmeans.assign import Assigner
 
@@ -55,10 +59,12 @@ class UnitLabeler:
         self._files = open_files(root)
         self._folder = StageFolder(self._files, spec)
         state = CentroidState.from_arrow_bytes(read_part(self._files, centroids))
-        self._assigner = Assigner(state.centroids_KD, num_labels=spec.num_labels, search=runtime.search)
+        self._device = pick_device(runtime.device)
+        centroids_KD = state.centroids_KD.to(self._device)
+        self._assigner = Assigner(centroids_KD, num_labels=spec.num_labels, search=runtime.search)
 
-    def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> int:
-        """Commit the unit and return its rows."""
+    def __call__(self, task: UnitTask, reads: Mapping[str, Any]) -> dict[str, Any]:
+        """Commit the unit and return its rows and the device."""
         from mlcd_core.images.embed_shard import read_ipc
         from mlcd_core.labels import label_table, labels_to_parquet_bytes
 
@@ -68,4 +74,4 @@ class UnitLabeler:
             short(task.unit), ".parquet", labels_to_parquet_bytes(table), rows=table.num_rows, usable=source.usable
         )
         self._folder.commit(task, [part])
-        return int(table.num_rows)
+        return {"rows": int(table.num_rows), "device": self._device}

@@ -21,6 +21,7 @@ POLL_S = 2.0
 LOG_PER_S = 1e6  # characters: an answer holds the whole log, so a long one is asked for less often
 ANSWER_S = 30.0  # Ray's client itself would wait for ever
 SILENT_S = 300.0
+CONNECT_S = 60.0
 STOP_S = 25.0  # Prefect kills a cancelled run 30 s after SIGTERM
 KILL_S = 22  # of a job after SIGTERM: training saves for 20 s, and Ray's own 3 s would cut that short
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -87,9 +88,10 @@ class RayJobs:
         """Run a command as the job ``{name}-{number}``, or follow the one that runs; ``hear`` gets each of its lines.
 
         An exception or signal that ends this call stops the job, and waits for its end, up to ``STOP_S``.
-        Raises DashboardSilentError after ``SILENT_S`` without an answer, and leaves the job alone.
+        Raises ConfigError when nothing answers at first, and DashboardSilentError after ``SILENT_S`` without an answer,
+        which leaves the job alone.
         """
-        client = self._ask(lambda: self._connect(self.address), log)
+        client = self._client(log)
         job, is_running = self._ask(lambda: _newest(client, name), log)
         try:
             if is_running:
@@ -103,6 +105,17 @@ class RayJobs:
         except BaseException:
             self._stop(client, job, log)
             raise
+
+    def _client(self, log: Log) -> Any:
+        """The client. Raises ConfigError where nothing answers: the address may be wrong, and nothing was begun yet."""
+        try:
+            return self._ask(lambda: self._connect(self.address), log, patience_s=CONNECT_S)
+        except DashboardSilentError as error:
+            raise ConfigError(
+                f"nothing answers at {self.address} ({error.__cause__}); expected the dashboard of a Ray cluster, "
+                "mostly http://HEAD:8265: check the address, and that the head runs with a dashboard. A job that an "
+                "earlier run has begun goes on, and is found again"
+            ) from error
 
     def _follow(self, client: Any, job: str, log: Log, hear: Callable[[str], None]) -> JobEnd:
         heard = 0
@@ -131,7 +144,7 @@ class RayJobs:
             self._sleep(POLL_S / 4)
         log.warning("the job %s may still run on %s: %s", job, self.address, trouble)
 
-    def _ask(self, question: Callable[[], T], log: Log) -> T:
+    def _ask(self, question: Callable[[], T], log: Log, *, patience_s: float = SILENT_S) -> T:
         """The answer to a question that may be asked again."""
         from ray.exceptions import AuthenticationError
 
@@ -146,9 +159,9 @@ class RayJobs:
                     "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token"
                 ) from error
             except (OSError, RuntimeError) as error:
-                if self._clock() - asked > SILENT_S:
+                if self._clock() - asked > patience_s:
                     raise DashboardSilentError(
-                        f"the Ray dashboard {self.address} gave no answer for {SILENT_S:.0f} s ({error}); a job that "
+                        f"the Ray dashboard {self.address} gave no answer for {patience_s:.0f} s ({error}); a job that "
                         "was begun there may go on: run the same again when the dashboard is back, it is then followed"
                     ) from error
                 if not is_told:

@@ -56,14 +56,13 @@ def state_folder() -> Path:
 
 
 def running_services() -> Services | None:
-    """What ``mlcd up`` has started and still runs, None when nothing of it does."""
+    """What ``mlcd up`` has started, None when nothing of it runs any more; runs of a worker that was killed may."""
     try:
         found = json.loads(_record().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     processes = tuple(Holder(**process) for process in found["processes"])
-    alive = tuple(process for process in processes if not is_gone(process))
-    return Services(found["port"], alive) if alive else None
+    return Services(found["port"], processes) if any(_is_left(process) for process in processes) else None
 
 
 def start_services(port: int, tell: Callable[[str], None]) -> Services:
@@ -213,9 +212,36 @@ def _check_port(port: int) -> None:
 def _stop(process: Holder) -> None:
     """SIGTERM to all that was started by it, then SIGKILL to what is left."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if is_gone(process):
+        if not _is_left(process):
             return
         os.killpg(process.pid, number)
         deadline = time.monotonic() + STOP_S
-        while not is_gone(process) and time.monotonic() < deadline:
+        while _is_left(process) and time.monotonic() < deadline:
             time.sleep(LOOK_S)
+
+
+def _is_left(process: Holder) -> bool:
+    """Whether anything runs that belongs to it: the process, or, when that was killed alone, what it had started.
+
+    A group's number is given to no other process while the group has members.
+    """
+    now = process_of(process.pid, "")
+    if now.machine != process.machine:
+        return False  # the machine has started anew since
+    if not is_gone(process):
+        return True
+    is_other = now.started not in ("", process.started)
+    return not is_other and _has_members(process.pid)
+
+
+def _has_members(group: int) -> bool:
+    """Whether processes of that group run; those that have ended and wait for their parent do not count."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # fields 3 (state) and 5 (group) of proc(5), after a name that may hold spaces and brackets
+            state, _, of_group, *_ = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(of_group) == group and state not in {"Z", "X"}:
+            return True
+    return False

@@ -101,7 +101,7 @@ def test_first_run_makes_every_stage(world: World) -> None:
     assert {stage: entry["state"] for stage, entry in status.items()} == dict.fromkeys(STAGES, "committed")
     assert status["embed"]["units_total"] == 4
     # the log of the run names the process of every worker
-    for who in ("embed worker", "cluster rank", "label worker", "train rank"):
+    for who in ("embed worker", "cluster rank", "label worker", "train rank", "evaluate worker"):
         assert re.search(rf"- {who} \d+: process \d+ on ", done.stderr), who
 
 

@@ -1,5 +1,6 @@
 """Manifests and Helm values, without a cluster: fields, images, security, and what they say of each other."""
 
+import copy
 import json
 import re
 from typing import Any
@@ -45,8 +46,11 @@ def test_the_pod_of_a_flow_run_follows_the_schema() -> None:
     assert [FLOW_POD["spec"][key] for key in PREFECT_ONLY] == [1, 1]
 
 
-def test_a_job_brings_the_same_cluster() -> None:
-    assert JOB["spec"]["rayClusterSpec"] == SPEC
+def test_a_job_brings_the_same_cluster_whose_head_may_ask_prefect() -> None:
+    theirs = copy.deepcopy(JOB["spec"]["rayClusterSpec"])
+    [head] = containers(theirs["headGroupSpec"]["template"])
+    assert head["envFrom"].pop() == {"secretRef": {"name": "mlcd-server", "optional": True}}
+    assert theirs == SPEC
 
 
 def test_ray_is_the_locked_one_and_asks_for_a_token() -> None:
@@ -72,7 +76,9 @@ def test_pods_have_no_rights_that_they_do_not_need(template: Any) -> None:
 @pytest.mark.parametrize("template", PODS, ids=["head", "workers", "flow run"])
 def test_pods_take_secrets_from_the_cluster_and_ask_for_fixed_resources(template: Any) -> None:
     [container] = containers(template)
-    assert container["envFrom"] == [{"secretRef": {"name": "mlcd-env"}}]
+    # only a flow asks Prefect, so workers of Ray get no password of it
+    own = [{"secretRef": {"name": "mlcd-server"}}] if template is FLOW_POD else []
+    assert container["envFrom"] == [{"secretRef": {"name": "mlcd-env"}}, *own]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     for variable in container.get("env", []):
         if re.search(r"SECRET|TOKEN|PASSWORD|AUTH_STRING", variable["name"]):
@@ -128,6 +134,6 @@ def test_the_profile_of_a_cluster_names_secrets_and_does_not_hold_them() -> None
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
-        "PREFECT_API_URL",
-        "PREFECT_API_AUTH_STRING",
     }
+    server = profile("prefect")
+    assert {name for name, value in server.items() if value is None} == {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"}

@@ -19,8 +19,9 @@ PREFECT = sorted({name for path in FILES for name in re.findall(r"\bPREFECT_[A-Z
 def test_prefect_knows_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import Settings
 
+    values = {"DRIVER": "postgresql+asyncpg", "FREQUENCY": "30"}
     for name in PREFECT:
-        monkeypatch.setenv(name, "postgresql+asyncpg" if name.endswith("DRIVER") else "1")
+        monkeypatch.setenv(name, values.get(name.rpartition("_")[2], "1"))
     # a name that Prefect does not know is ignored, and does not come back
     assert set(PREFECT) - set(Settings().to_environment_variables(exclude_unset=True)) == set()
     assert {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_DATABASE_HOST"} < set(PREFECT)

@@ -49,6 +49,12 @@ def test_commands_use_what_is_in_the_repository() -> None:
     assert (REPO / "infra" / "dev").exists()
 
 
+def test_the_dashboard_is_of_the_ray_that_is_locked() -> None:
+    [install] = [command for command in LAUNCHER["setup_commands"] if "ray[default]" in command]
+    assert f"'ray[default]=={locked('gpu')['ray']}'" in install
+    assert (REPO / install.partition("--constraints ")[2].split()[0]).exists()
+
+
 def test_every_node_type_has_an_image_a_disk_and_a_profile_instead_of_keys() -> None:
     assert LAUNCHER["head_node_type"] in LAUNCHER["available_node_types"]
     for node in LAUNCHER["available_node_types"].values():

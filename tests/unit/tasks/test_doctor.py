@@ -142,7 +142,9 @@ def test_storage_on_s3_is_probed_and_a_silent_one_is_an_error(monkeypatch: pytes
         (json.dumps(metadata.version("prefect")), 200, "ok", "on both sides"),
         ('"3.0.0"', 200, "warning", "install the same version on both"),
         ("<html>", 200, "error", "does not answer"),
-        ("", 401, "ok", "answers 401"),
+        ("", 401, "error", "set PREFECT_API_AUTH_STRING"),
+        ("", 404, "error", "http://HOST:PORT/api"),
+        ("", 500, "error", "look into the log of that server"),
     ],
 )
 def test_the_prefect_server_is_asked_for_its_version(answer: str, status: int, state: str, said: str) -> None:

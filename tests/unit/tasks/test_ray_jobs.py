@@ -8,7 +8,7 @@ import pytest
 
 from mlcd_core.errors import ConfigError
 from tasks import ray_jobs
-from tasks.ray_jobs import KILL_S, SILENT_S, STOP_S, DashboardSilentError, JobEnd, dashboard_client
+from tasks.ray_jobs import CONNECT_S, KILL_S, SILENT_S, STOP_S, DashboardSilentError, JobEnd, dashboard_client
 from tasks.ray_session import check_ray_address, is_dashboard
 from tasks.train_stop import SAVE_S
 from tests.unit.tasks.fake_dashboard import Dashboard
@@ -114,6 +114,14 @@ def test_a_dashboard_that_is_silent_for_a_while_is_asked_again(caplog: pytest.Lo
     dashboard.events = [down, *[lambda: None] * 20, up_and_done]
     assert run(dashboard)[1] == ["done"]
     assert caplog.text.count("gives no answer (refused), and is asked again") == 1
+
+
+def test_an_address_where_nothing_answers_is_said_after_a_minute_and_nothing_was_begun() -> None:
+    dashboard = Dashboard(is_down=True)
+    with pytest.raises(ConfigError, match=r"nothing answers at http://head:8265 \(refused\); .*check the address"):
+        run(dashboard)
+    assert CONNECT_S < dashboard.now < CONNECT_S + 10
+    assert dashboard.statuses == {}
 
 
 def test_a_dashboard_that_stays_silent_is_an_error_and_the_job_is_left_alone() -> None:

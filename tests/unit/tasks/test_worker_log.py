@@ -57,8 +57,32 @@ def test_ray_is_not_heard_since_it_carries_the_lines() -> None:
     assert texts("logging.getLogger('ray.data').error('no')") == []
 
 
-def test_a_flood_ends_with_a_line_that_says_so() -> None:
-    found = texts("for number in range(10 * MOST_LINES): logging.getLogger('PIL').warning('%d', number)")
-    assert len(found) == 99  # with the first line a hundred
-    assert found[:-1] == [str(number) for number in range(98)]
-    assert "the last line from here" in str(found[-1])
+def test_a_flood_ends_with_a_line_that_says_so_and_hides_no_error() -> None:
+    flood = "for number in range(10 * MOST_LINES): logging.getLogger('PIL').warning('%d', number)"
+    found = texts(f"{flood}\nlogging.getLogger('PIL').error('broken')")
+    assert found[:-2] == [str(number) for number in range(99)]
+    assert found[-2:] == ["99 (no more lines of level WARNING come from here)", "broken"]
+
+
+def test_an_error_travels_with_its_traceback() -> None:
+    code = """
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("tasks").exception("no mean")
+"""
+    [text] = texts(code)
+    assert str(text).startswith("no mean\nTraceback")
+    assert "ZeroDivisionError" in str(text)
+
+
+def test_a_line_that_cannot_be_made_or_sent_ends_nothing() -> None:
+    assert texts("logging.getLogger('PIL').warning('%d', 'one'); logging.getLogger('PIL').warning('two')") == ["two"]
+    closed = "send_log('rank 4', lambda line: 1 / 0); logging.getLogger('PIL').warning('two')"
+    assert texts(closed)[-1] == "two"
+
+
+def test_warnings_stand_in_the_log_of_the_worker_too() -> None:
+    script = SCRIPT.format(code="logging.getLogger('PIL').warning('slow'); logging.getLogger('tasks').info('begun')")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "slow\n"
