@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.estimate_text import device_text, duration_text, size_text
+from flows.estimate_text import device_text, hours_text
 from mlcd_core.config import load_config
+from tasks.spelling import duration_text, size_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "laion-400m-on-paper.md"
 PRESET = "paper"
@@ -111,12 +112,13 @@ def _time(e: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Time", "")
     yield "Operations over 60 % of the peak that the vendor publishes for 16-bit products, of the towers over 40 %, the"
     yield "most that is published of CLIP training (NeMo, on A100); the LAION-400M runs of open_clip made 11 to 13 %."
-    yield "Two CPU cores count as 0.1 TFLOP/s. Reading, decoding, writing, starting and waiting come on top."
+    yield "Two CPU cores count as 0.1 TFLOP/s; a V100 has no bfloat16. Reading, decoding, writing, starting and waiting"
+    yield "come on top."
     stages = [t["stage"] for t in e["towers"]]
     columns = ["devices", "an iteration", "iterations and labels", *stages]
     yield from ("", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
     for device, *towers in zip(e["devices"], *(t["devices"] for t in e["towers"]), strict=True):
-        hours = " | ".join(duration_text(3600 * each["total_h"]) for each in (device, *towers))
+        hours = " | ".join(hours_text(each["total_h"]) for each in (device, *towers))
         yield f"| {device_text(device)} | {duration_text(device['iteration_s'])} | {hours} |"
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from machine import describe_machine
@@ -49,6 +50,7 @@ def measure(words: list[str]) -> dict[str, Any]:
     plan = mlcd("plan", *words, "--root", str(root), "--probe")
     probe_s = time.monotonic() - started
     costs = {stage["stage"]: stage["cost"] for stage in plan["stages"]}
+    assert all(costs.values()), f"the probe did not tell what every stage costs: {costs}"
     run = mlcd("run", *words, "--root", str(root))
     took = {stage["stage"]: stage["seconds"] for stage in run["stages"]}
     written = bytes_under(root)
@@ -71,6 +73,20 @@ def row(name: str, found: dict[str, Any]) -> str:
     )
 
 
+def medians(lines: list[str]) -> str:
+    """The median error of each data, of bytes and of seconds."""
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        name, *_, bytes_error, _, _, time_error = (cell.strip() for cell in line.strip("| ").split("|"))
+        errors.setdefault(name, []).append((float(bytes_error.strip("%")), float(time_error.strip("%"))))
+    said = [
+        f"{name} {median(bytes_error for bytes_error, _ in found):+.1f} % of bytes, "
+        f"{median(time_error for _, time_error in found):+.0f} % of seconds"
+        for name, found in errors.items()
+    ]
+    return f"Median errors: {'; '.join(said)}."
+
+
 def main() -> None:
     """Measure so many times, and replace the rows of that name in the page."""
     parser = argparse.ArgumentParser(description="mlcd plan --probe against the run")
@@ -82,7 +98,8 @@ def main() -> None:
     others = [
         line for line in old if line.startswith("| ") and not line.startswith((f"| {options.name} |", "| data |"))
     ]
-    PAGE.write_text(HEAD + "\n".join([*others, *rows]) + "\n", encoding="utf-8")
+    lines = [*others, *rows]
+    PAGE.write_text(HEAD + "\n".join(lines) + "\n\n" + medians(lines) + "\n", encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.estimate_text import duration_text, size_text
+from tasks.spelling import duration_text, size_text
 
 NOT_MEASURED = (
     "cost unknown of {}: nothing like it has run under this root; `mlcd plan --probe` measures it on a sample"

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.spelling import duration_text, size_text
+
 
 def estimate_text(estimate: Mapping[str, Any]) -> str:
     """The estimates as lines, with one line per number of devices of a kind."""
@@ -47,9 +49,14 @@ def _towers_text(towers: Sequence[Mapping[str, Any]]) -> str:
     names = "; ".join(t["stage"] for t in towers)
     lines.append(f"  time        {names} (operations alone, GPUs at 40 % of their peak)")
     for devices in zip(*(t["devices"] for t in towers), strict=True):
-        times = " ".join(f"{duration_text(3600 * device['total_h']):>12}" for device in devices)
+        times = " ".join(f"{hours_text(device['total_h']):>12}" for device in devices)
         lines.append(f"    {device_text(devices[0]):<16}{times}")
     return "\n".join(lines)
+
+
+def hours_text(hours: float | None) -> str:
+    """So many hours, or a dash."""
+    return "-" if hours is None else duration_text(3600 * hours)
 
 
 def device_text(device: Mapping[str, Any]) -> str:
@@ -60,20 +67,3 @@ def device_text(device: Mapping[str, Any]) -> str:
 def _memory_text(memory: Mapping[str, Any]) -> str:
     items = ", ".join(f"{name} {size_text(size)}" for name, size in memory["items"].items())
     return f"{size_text(memory['total_bytes'])} of {memory['where']}: {items}"
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes in decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} TB"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds in the largest unit that is not below one."""
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.2g} s"

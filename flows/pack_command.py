@@ -87,7 +87,7 @@ def _say(event: str, values: Mapping[str, Any]) -> None:
 
 
 def _line(event: str, v: Mapping[str, Any]) -> str:
-    from flows.estimate_text import duration_text
+    from tasks.spelling import duration_text
 
     if event == "pack_sources":
         return f"{v['kind']}: {v['why']}"
@@ -101,7 +101,7 @@ def _line(event: str, v: Mapping[str, Any]) -> str:
 
 
 def _text(summary: "PackSummary") -> str:
-    from flows.estimate_text import duration_text, size_text
+    from tasks.spelling import duration_text, size_text
 
     made = (
         "nothing was left to do"

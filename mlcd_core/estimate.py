@@ -16,6 +16,7 @@ from typing import Literal
 
 from mlcd_core.cluster_memory import worker_bytes
 from mlcd_core.specs import RecipeName
+from mlcd_core.store.chain import KEPT_LINKS
 
 # LAION-400M as the paper got it (arXiv 2407.17331, table 11)
 PAPER_IMAGES = 389_737_314
@@ -27,7 +28,6 @@ CPU_PAIR_FLOPS = 0.1e12
 GPU_COUNTS = (1, 8, 80)
 
 KEY_BYTES = 4 + 19  # offset and characters of a key made from shard and row
-KEPT_LINKS = 2
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from mlcd_core.specs import StageName, TrainSpec
 SHARE_OF_PEAK = 0.4
 BACKWARD = 2  # in forward passes: gradients of inputs and of weights
 FLOAT, DOUBLE = 4, 8
-TRAIN_PROCESS_BYTES = 750 * 10**6  # Python with torch, open_clip and Ray, resident
 TILE = 4096
 SHORT = {"bfloat16": 2, "float16": 2, "float32": 0}  # bytes of a weight's copy in that precision
 
@@ -36,11 +35,11 @@ class TowerCost:
 
 @dataclass(frozen=True)
 class TowerHours:
-    """``count`` devices of one kind, and their hours for the whole stage."""
+    """``count`` devices of one kind, and their hours for the whole stage; None where they lack its precision."""
 
     kind: str
     count: int
-    total_h: float
+    total_h: float | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def estimate_training(
 def _training_bytes(cost: TowerCost, spec: TrainSpec, runtime: TrainRuntime, num_classes: int) -> Mapping[str, int]:
     """What one rank holds when it holds the most: after its last forward pass, or while gradients are measured.
 
-    Within 7 % of what torch allocated on a CPU. Resident memory was a quarter more there, which the heap keeps.
+    Within 7 % of what torch allocated on a CPU. Resident memory was a quarter more there, which the heap keeps, and
+    Python with torch and open_clip needs 750 MB of the machine's beside it.
     """
     workers = runtime.workers
     own = -(-cost.parameters // (workers if runtime.shard_tower else 1))
@@ -131,7 +131,6 @@ def _training_bytes(cost: TowerCost, spec: TrainSpec, runtime: TrainRuntime, num
         "centers' moments": 2 * FLOAT * classes * cost.dim,
         # as read, their gradient, and that of one more piece
         "touched centers": (2 if spec.accumulation == 1 else 3) * FLOAT * touched * cost.dim,
-        "process": TRAIN_PROCESS_BYTES,
     }
     forward: dict[str, int] = {
         "weights in short": SHORT[spec.precision] * own,
@@ -147,7 +146,9 @@ def _training_bytes(cost: TowerCost, spec: TrainSpec, runtime: TrainRuntime, num
 
 
 def _devices(total_flop: int, precision: str) -> tuple[TowerHours, ...]:
-    peaks = PEAK_FLOPS_FLOAT32 if precision == "float32" else PEAK_FLOPS
-    speeds = [(kind, n, n * SHARE_OF_PEAK * peak) for kind, peak in peaks.items() for n in GPU_COUNTS]
+    peaks: dict[str, float | None] = {**(PEAK_FLOPS_FLOAT32 if precision == "float32" else PEAK_FLOPS)}
+    if precision == "bfloat16":
+        peaks["V100"] = None
+    speeds = [(kind, n, n * SHARE_OF_PEAK * peak if peak else None) for kind, peak in peaks.items() for n in GPU_COUNTS]
     speeds.append(("CPU core", 2, CPU_PAIR_FLOPS))
-    return tuple(TowerHours(kind, count, total_flop / speed / 3600) for kind, count, speed in speeds)
+    return tuple(TowerHours(kind, count, total_flop / speed / 3600 if speed else None) for kind, count, speed in speeds)

@@ -2,7 +2,8 @@
 
 Every manifest says how many seconds its stage took and how fast the work itself went, so a root with one committed run
 is enough to tell the cost of the next, and a probe (``tasks.probe``) to tell that of the first. What differs in a
-setting that changes the speed is not compared.
+setting that changes the speed is not compared, nor what ran with another number of workers or on embeddings of other
+dims. A chain that was begun, of clustering or training, is told as a whole.
 """
 
 import math

@@ -13,8 +13,3 @@ class Finding:
     subject: str
     state: State
     text: str
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes as decimal gigabytes."""
-    return f"{num_bytes / 1e9:,.1f} GB"

@@ -9,7 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from mlcd_core.cluster_memory import available_bytes
-from tasks.doctor_findings import Finding, size_text
+from tasks.doctor_findings import Finding
+from tasks.spelling import size_text
 
 PACKAGE = "mlcd"
 # Ray's own processes take about one, torch in a worker half of one

@@ -7,7 +7,8 @@ from pathlib import Path
 from mlcd_core.objects import is_s3
 from mlcd_core.store import open_files
 from mlcd_core.store.probe import probe_store
-from tasks.doctor_findings import Finding, size_text
+from tasks.doctor_findings import Finding
+from tasks.spelling import size_text
 
 LITTLE_DISK_BYTES = 5e9
 # a run waits longer for a store that is away; here a person waits for the answer

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from types import TracebackType
@@ -18,6 +19,7 @@ from tasks.sigterm import Handler, replace_sigterm_handler
 
 TERMINATED = 143
 STARTS = 3
+KNOCK_S = 10.0
 TIMED_OUT = "timed out during startup"
 
 OBJECT_STORE_BYTES = 250_000_000  # nothing big travels through it: units carry names, not rows
@@ -108,13 +110,15 @@ class RaySession:
         import ray
 
         try:
+            if self.address != "auto":
+                _knock(self.address)
             ray.init(
                 address=self.address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": _WORKERS},  # the nodes were started by others
             )
-        except ConnectionError as error:
+        except (ConnectionError, TimeoutError, socket.gaierror) as error:
             raise ConfigError(
                 f"no Ray cluster can be joined at {self.address!r} ({error}); expected one that this machine is a node "
                 "of: start a node here (ray start), or leave the address out for a session of this machine"
@@ -142,6 +146,12 @@ class RaySession:
     def _terminate(self, *_: object) -> None:
         self._terminated = True
         sys.exit(TERMINATED)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at host:port: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def check_ray_address(address: str) -> None:

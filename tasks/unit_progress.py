@@ -11,6 +11,7 @@ from typing import Any
 
 from mlcd_core.events import Report, Value
 from tasks.progress_bar import Bar
+from tasks.spelling import duration_text
 
 RECENT_S = 60.0
 # the phases of a unit, by what its worker waits for in them
@@ -70,7 +71,9 @@ class UnitProgress:
         self._report("unit", event)
         if self._bar is not None:
             text = f"{self._done:,} of {self._num_units:,} units"
-            self._bar(100 * self._done / self._num_units, f"{text}, {rate:,.0f} rows/s" if rate else text)
+            if rate:
+                text += f", {rate:,.0f} rows/s, {duration_text((self._num_rows - self._rows) / rate)} left"
+            self._bar(100 * self._done / self._num_units, text)
 
     def _rate(self) -> float | None:
         seconds = self._recent[-1].at - self._recent[0].at

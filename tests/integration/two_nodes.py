@@ -89,11 +89,3 @@ def test_a_run_outlives_the_loss_of_nodes_and_gives_the_same(tmp_path: Path, mlc
     }
     # the tower is equal where the number of ranks was; that all rows were seen is not a matter of ranks
     assert open_run(root).manifest("train").rows == open_run(undisturbed).manifest("train").rows
-
-
-def test_an_address_where_no_cluster_is_is_said(tmp_path: Path, mlcd: Mlcd) -> None:
-    write_scenes(tmp_path / "data", "train", shards=1)
-    words = ["--data", str(tmp_path / "data"), "--root", str(tmp_path / "root"), "--until", "embed"]
-    done = mlcd("run", *words, *tiny_settings(), "--ray-address", "127.0.0.1:9")
-    assert done.code == 1
-    assert "no Ray cluster can be joined at '127.0.0.1:9'" in done.stdout + done.stderr

@@ -46,6 +46,21 @@ def test_it_begins_where_training_goes_on(shown: list[float]) -> None:
     assert shown == [70, 100]
 
 
+def test_it_says_how_long_is_left_at_the_speed_since_training_began() -> None:
+    texts: list[str] = []
+    times = iter([100.0, 110.0, 120.0, 130.0])
+    progress = TrainProgress(lambda _, text: texts.append(text), now=lambda: next(times))
+    progress("train_start", {"first_step": 1000, "num_steps": 1600})
+    for step in (1100, 1400, 1600):
+        progress("train_step", {"step": step})
+    assert texts == [
+        "step 1,000 of 1,600",
+        "step 1,100 of 1,600, 50 s left",
+        "step 1,400 of 1,600, 10 s left",
+        "step 1,600 of 1,600, 0 s left",
+    ]
+
+
 def test_a_server_that_does_not_answer_is_not_asked_at_each_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

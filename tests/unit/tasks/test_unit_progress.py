@@ -93,7 +93,7 @@ def test_the_bar_gets_percent_and_words(told: Told) -> None:
     end = progress(told, units=2, rows=20, bar=lambda percent, text: shown.append((percent, text)))
     end(10, 10)
     end(20, 10)
-    assert shown == [(50, "1 of 2 units, 1 rows/s"), (100, "2 of 2 units, 1 rows/s")]
+    assert shown == [(50, "1 of 2 units, 1 rows/s, 10 s left"), (100, "2 of 2 units, 1 rows/s, 0 s left")]
 
 
 @pytest.fixture

@@ -119,8 +119,9 @@ def test_memory_of_a_step_is_what_was_estimated(settings: dict[str, Any], recomp
     runtime = TrainRuntime(checkpoint_activations=recompute)
     memory = estimate_training(cost, spec, runtime, num_rows=1, num_classes=classes).worker_memory
     assert memory is not None
-    estimated = memory.total_bytes - memory.items["process"]
-    assert estimated == pytest.approx(peak.bytes - before, rel=0.12)  # a gradient or two of activations is not counted
+    assert memory.total_bytes == pytest.approx(
+        peak.bytes - before, rel=0.12
+    )  # a gradient or two of activations is not counted
 
 
 def test_a_tower_of_a_billion_needs_no_memory_to_be_counted() -> None:
