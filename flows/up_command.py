@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.options import add_output_options
@@ -33,10 +35,16 @@ def _up(options: argparse.Namespace) -> int:
     else:
         print(
             f"export PREFECT_API_URL={services.api}\n"
-            "prefect deployment run 'pipeline/local' -p data=demo -p root=$PWD/mlcd-data --watch\n"
-            "mlcd down"
+            f"{_shown('prefect')} deployment run 'pipeline/local' -p data=demo -p root=$PWD/mlcd-data --watch\n"
+            f"{_shown('mlcd')} down"
         )
     return DONE
+
+
+def _shown(command: str) -> str:
+    """What to type for a command of this environment: its name, or its path where the shell does not find it."""
+    own = str(Path(sys.executable).parent / command)
+    return command if shutil.which(command) == own else own
 
 
 def _down(options: argparse.Namespace) -> int:
