@@ -81,7 +81,7 @@ class World:
             return plan.manifest
         heard = replace(work, make=lambda job: work.make(replace(job, report=self._hear)))
         with stage_lease(folder, work.inputs, run="test", log=logging.getLogger("mlcd")) as lease:
-            return _make(heard, Job(folder, plan, session or self._session, silent), lease)
+            return _make(heard, Job(folder, plan, session or self._session, silent), lease, workers=2)
 
     def table(self, manifest: Manifest) -> pa.Table:
         return pa.concat_tables([read_ipc(read_part(self.run().files, part)) for part in manifest.parts])

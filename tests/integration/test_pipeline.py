@@ -81,7 +81,9 @@ def test_plan_of_a_fresh_root_is_a_miss_and_writes_nothing(world: World) -> None
 
 
 def test_a_probe_tells_what_every_stage_costs_and_leaves_nothing(world: World) -> None:
-    done = world._mlcd("plan", *world.request(), *tiny_settings(), "--probe", "--price", "36", "--json")
+    # few steps: of larger batches, for what a probe trains is a number of images
+    settings = tiny_settings(train__batch_size=512)
+    done = world._mlcd("plan", *world.request(), *settings, "--probe", "--price", "36", "--json")
     assert done.code == 0, done.stderr
     costs = [stage["cost"] for stage in done.summary["stages"]]
     assert all(cost["bytes"] > 0 and cost["seconds"] > 0 for cost in costs)
