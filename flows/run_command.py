@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from flows.options import Commands
+    from tasks.run import Request
 
 DONE, FAILED, HELD = 0, 1, 75
 LEASE_CODES = {"lease-held", "lease-lost"}  # another run makes the same, and this one may not wait, or lost its turn
@@ -69,27 +70,7 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     if "train" in selected:
         check_train(opened)
 
-    from flows.pipeline import pipeline
-
-    state: State[Any] = pipeline(  # type: ignore[assignment]  # prefect types every flow as possibly async
-        root=request.root,
-        data=request.data,
-        eval_data=request.eval_data,
-        label_column=request.label_column,
-        preset=request.preset,
-        name=request.name,
-        only=options.only,
-        from_stage=options.from_stage,
-        until=options.until,
-        overrides=dict(request.overrides),
-        pin=dict(request.pin),
-        rounds=options.rounds,
-        force=options.force,
-        retry_failed=retry_failed,
-        wait_s=options.wait,
-        ray_address=options.ray_address,
-        return_state=True,
-    )
+    state = _flow_state(request, options, retry_failed=retry_failed)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException) and not isinstance(result, RunFailedError):
         raise result
@@ -98,6 +79,42 @@ def run(options: argparse.Namespace, *, retry_failed: bool = False) -> int:
     if any(stage.get("code") in LEASE_CODES for stage in summary["stages"]):
         return HELD
     return DONE if state.is_completed() else FAILED
+
+
+def _flow_state(request: "Request", options: argparse.Namespace, *, retry_failed: bool) -> "State[Any]":
+    """Run the flow to its end. Raises StageFailedError where the Prefect server is lost, which must be told the end."""
+    import httpx
+
+    from flows.pipeline import pipeline
+    from mlcd_core.errors import StageFailedError
+
+    try:
+        state: State[Any] = pipeline(  # type: ignore[assignment]  # prefect types every flow as possibly async
+            root=request.root,
+            data=request.data,
+            eval_data=request.eval_data,
+            label_column=request.label_column,
+            preset=request.preset,
+            name=request.name,
+            only=options.only,
+            from_stage=options.from_stage,
+            until=options.until,
+            overrides=dict(request.overrides),
+            pin=dict(request.pin),
+            rounds=options.rounds,
+            force=options.force,
+            retry_failed=retry_failed,
+            wait_s=options.wait,
+            ray_address=options.ray_address,
+            return_state=True,
+        )
+    except httpx.HTTPError as error:
+        raise StageFailedError(
+            f"the Prefect server does not answer any more ({error}), and does not know how this run has ended; "
+            "expected it until the end: start it again, or unset PREFECT_API_URL, and run the same again, since what "
+            "was made is committed"
+        ) from error
+    return state
 
 
 def _add_stage_options(parser: argparse.ArgumentParser) -> None:

@@ -37,8 +37,8 @@ def test_a_run_outlives_its_server_or_resumes(tmp_path: Path, mlcd: Mlcd) -> Non
         server.kill()
         code = child.wait(timeout=ENDS_S)
     text = (tmp_path / "said").read_text()
-    # it has gone on without the server, or has said in a line why not
-    assert code == 0 or (code == 1 and "Traceback" not in text), text
+    # it has gone on without the server; only that it has ended could not be told
+    assert code == 0 or (code == 1 and "the Prefect server does not answer any more" in text), text[-3000:]
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
     embedded = len(list(root.glob("embed/*/units/*.json")))
