@@ -104,7 +104,9 @@ def find_measured(files: Files, spec: StageSpec, where: str, *, workers: int, di
     records = [info.bytes for info in listed if info.path == manifest.path or not info.path.startswith(of_others)]
     own_log = f"logs/{prefix}/{short(manifest.input)}"
     logs = [info.bytes for info in files.list(f"logs/{prefix}") if info.path.startswith(own_log)]
-    return Measured(manifest, fmean(receipts), sum(records), sum(logs), f"{where} on {manifest.provenance['host']}")
+    return Measured(
+        manifest, fmean(receipts or [0]), sum(records), sum(logs), f"{where} on {manifest.provenance['host']}"
+    )
 
 
 def run_size(run: Run, *, num_rows: int, num_centroids: int) -> Size:
@@ -135,19 +137,23 @@ def plan_costs(
 
     files: of the root where it was measured. where: what people call that. dim: of the embeddings.
     """
-    costs: list[Cost | None] = []
-    pair_s: float | None = None
-    for plan in plans:
-        stage: StageName = plan["stage"]
+
+    def measured(stage: StageName) -> tuple[StageSpec, Measured | None]:
         spec = resolved_embed_spec(run) if stage == "embed" else stage_spec(run.config, stage)
-        workers = num_workers(run.config, stage)
-        is_needed = plan["plan"] != "hit"
-        # how fast rows and centroids meet is asked for by label, too
-        like = find_measured(files, spec, where, workers=workers, dim=dim) if is_needed or stage == "cluster" else None
-        pair_s = _pair_seconds(like.manifest) if like and stage == "cluster" else pair_s
+        return spec, find_measured(files, spec, where, workers=num_workers(run.config, stage), dim=dim)
+
+    costs: list[Cost | None] = []
+    for plan in plans:
+        if plan["plan"] == "hit":
+            costs.append(None)
+            continue
+        spec, like = measured(plan["stage"])
+        # how fast rows and centroids meet is seen in clustering, also where that is not to be run
+        _, clustering = measured("cluster") if plan["stage"] == "label" else (None, None)
+        pair_s = _pair_seconds(clustering.manifest) if clustering else None
         total = plan["units_total"] or 0
         share = plan["units_missing"] / total if plan["plan"] == "partial" and total > 1 else 1.0
-        costs.append(stage_cost(spec, size, like, share, pair_s=pair_s) if like and is_needed else None)
+        costs.append(stage_cost(spec, size, like, share, pair_s=pair_s) if like else None)
     return costs
 
 

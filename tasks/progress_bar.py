@@ -24,9 +24,9 @@ class Bar(Protocol):
         ...
 
 
-def stage_bar(stage: str, *, now: Callable[[], float] = time.monotonic) -> Bar:
-    """The bar of a stage: in the UI inside a task run, else in the log."""
-    if running_task():
+def stage_bar(*, now: Callable[[], float] = time.monotonic) -> Bar:
+    """The bar of the stage that runs: in the UI inside a task run, else in the log."""
+    if stage := running_task():
         return PrefectBar(f"mlcd-{stage}-progress", name=f"the progress of {stage}", now=now)
     return LoggedBar(now=now)
 

@@ -79,7 +79,7 @@ def job_name(order: Order, plan: StagePlan) -> str:
 def _carried_out(order: Order, plan: StagePlan, jobs: RayJobs) -> Said:
     """What the job of an order says of its stage. Raises StageFailedError when it ended without a word."""
     log = stage_logger()
-    lines = _Lines(log, stage_bar(order.stage))
+    lines = _Lines(log, stage_bar())
     command = f"python -m tasks.stage_job {shlex.quote(order.to_json())}"
     end = jobs.run(job_name(order, plan), command, log=log, hear=lines)
     if lines.said is None:

@@ -127,7 +127,7 @@ def train_on_workers(job: TrainJob, device: Device, logs: Path, report: Report) 
 
     with ExitStack() as stack:
         log = stack.enter_context(train_log(logs, short(fingerprint(job.links.inputs))))
-        heard = _each(report, log, TrainProgress(stage_bar("train")), note_start)
+        heard = _each(report, log, TrainProgress(stage_bar()), note_start)
         remote = stack.enter_context(forwarded_events(heard))
         ask = remote.board.ask_stop.remote
         stack.enter_context(saving_at_sigterm(lambda: ray.get(ask()), can_save=started.is_set))

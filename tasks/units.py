@@ -49,12 +49,11 @@ def run_units(
         return
     # not at the top: workers load this module, and need no Prefect
     from tasks.progress_bar import stage_bar
-    from tasks.reporting import running_task
     from tasks.unit_progress import UnitProgress
 
     todo = {task.unit: task for task in pending}
     num_rows = sum(int(row["rows"]) for row in rows)
-    progress = UnitProgress(report, num_units=len(pending), num_rows=num_rows, bar=stage_bar(running_task()))
+    progress = UnitProgress(report, num_units=len(pending), num_rows=num_rows, bar=stage_bar())
     with _outcomes(worker, arguments, pending, rows, workers, in_flight, device) as outcomes:
         for outcome, log in outcomes:
             for line in log:
@@ -100,8 +99,11 @@ def _outcomes(
     )
     batches = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
-        # a batch is one unit
-        yield ((json.loads(batch["outcome"][0].as_py()), json.loads(batch["log"][0].as_py())) for batch in batches)
+        yield (
+            (json.loads(outcome), json.loads(log))
+            for batch in batches
+            for outcome, log in zip(batch["outcome"].to_pylist(), batch["log"].to_pylist(), strict=True)
+        )
     finally:
         batches.close()
         ray.kill(marks.actor)

@@ -5,15 +5,12 @@ Only where the peak is known; recomputed activations do not count as work.
 
 import torch
 
+from mlcd_core.estimate import PEAK_FLOPS, PEAK_FLOPS_FLOAT32
 from mlcd_core.tower_estimate import BACKWARD
 from mlcd_core.train.model import Tower
 
-# dense FLOP/s of NVIDIA's data sheets, by a part of the device's name (SXM cards)
-PEAKS = {
-    "H200": {"bfloat16": 989e12, "float32": 67e12},
-    "H100 80GB HBM3": {"bfloat16": 989e12, "float32": 67e12},
-    "A100-SXM4": {"bfloat16": 312e12, "float32": 19.5e12},
-}
+# kinds of cards whose peak is known, by a part of the device's name
+KINDS = {"H200": "H100/H200", "H100 80GB HBM3": "H100/H200", "A100-SXM4": "A100"}
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -21,7 +18,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peaks[precision] for part, peaks in PEAKS.items() if part in name), None)
+    peaks = PEAK_FLOPS_FLOAT32 if precision == "float32" else PEAK_FLOPS
+    return next((peaks[kind] for part, kind in KINDS.items() if part in name), None)
 
 
 def tower_flops(tower: Tower, image_size: int) -> int:

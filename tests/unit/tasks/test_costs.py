@@ -150,6 +150,13 @@ def test_labels_of_more_centroids_take_as_much_longer_as_clustering_takes_for_th
     assert root.cost(LabelSpec(), pair_s=0.001).seconds == pytest.approx(6 + 6000 * (0.02 + 0.15))
 
 
+def test_lost_receipts_are_no_bytes(root: Root, tmp_path: Path) -> None:
+    root.commit(EmbedSpec(), {"a": 10}, rows=100, timing=TIMING)
+    for receipt in tmp_path.rglob("units/*"):
+        receipt.unlink()
+    assert root.like(EmbedSpec()).receipt_bytes == 0
+
+
 def test_other_numbers_of_workers_and_dims_tell_nothing(root: Root) -> None:
     timing = {"workers": 2, "seconds": 10.0, "work": 100, "work_s": 2.0}
     root.commit(LabelSpec(), {"a": 10}, rows=100, metrics={"num_centroids": 50}, timing=timing, dim=128)

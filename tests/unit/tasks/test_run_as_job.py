@@ -95,12 +95,12 @@ def test_progress_of_a_job_moves_the_bar_and_is_no_line(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[float, str]] = []
-    monkeypatch.setattr("tasks.run_as_job.stage_bar", lambda stage: lambda *moved: shown.append((stage, *moved)))
+    monkeypatch.setattr("tasks.run_as_job.stage_bar", lambda: lambda *moved: shown.append(moved))
     lines = ("PROGRESS 40.0 2 of 5 units", "INFO more", "PROGRESS 100.0 5 of 5 units", "PROGRESS of someone")
     cluster.last_words = "\n".join([*lines, Said("ran").to_line(), ""])
     caplog.set_level(logging.DEBUG, "mlcd")
     cluster.run()
-    assert shown == [("embed", 40.0, "2 of 5 units"), ("embed", 100.0, "5 of 5 units")]
+    assert shown == [(40.0, "2 of 5 units"), (100.0, "5 of 5 units")]
     assert [text for text in caplog.messages if "PROGRESS" in text or "of 5 units" in text] == ["PROGRESS of someone"]
 
 

@@ -120,7 +120,7 @@ def test_the_bar_moves_when_seconds_have_passed_and_at_the_end(server: list[floa
 
 def test_outside_a_task_run_the_bar_is_lines_of_the_log_that_only_a_job_shows(caplog: pytest.LogCaptureFixture) -> None:
     times = iter([0.0, 1, 5, 6])
-    bar = stage_bar("embed", now=lambda: next(times))
+    bar = stage_bar(now=lambda: next(times))
     with caplog.at_level(PROGRESS, "mlcd"):
         for percent in (10, 20, 30, 100):
             bar(percent, f"{percent} of 100 units")

@@ -1,6 +1,7 @@
 """The Ray Data side of a unit, without Ray: what travels back is a small status, also for errors and for deaths."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,8 @@ class Process:
         return outcome
 
     def _listen(self, who: str, send: Send) -> None:
-        self.who, self.logs = who, send
+        assert who == f"worker {os.getpid()}"
+        self.logs = send
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from mlcd_core.specs import TrainSpec
 from mlcd_core.tower_estimate import head_flops
 from mlcd_core.train.conv_tiny import DIM, LAYERS
-from mlcd_core.train.flops import PEAKS, peak_flops, tower_flops
+from mlcd_core.train.flops import KINDS, peak_flops, tower_flops
 from mlcd_core.train.head import ShardedHead
 from mlcd_core.train.model import build_tower
 from mlcd_core.train.ranks import Ranks
@@ -62,8 +62,11 @@ def test_attention_is_counted_and_the_tower_left_as_it_was():
     assert all(parameter.grad is None for parameter in tower.parameters())
 
 
-def test_a_cpu_has_no_known_peak_and_every_known_card_has_one_for_each_precision():
+def test_a_cpu_has_no_known_peak_and_every_known_card_has_one_for_each_precision(monkeypatch):
     assert peak_flops(torch.device("cpu"), "float32") is None
-    precisions = set(TrainSpec.model_fields["precision"].annotation.__args__)
-    assert all(set(peaks) == precisions for peaks in PEAKS.values())
+    precisions = TrainSpec.model_fields["precision"].annotation.__args__
+    for part in KINDS:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, part=part: f"NVIDIA {part}")
+        assert all(peak_flops(torch.device("cuda", 0), precision) for precision in precisions)
+    assert peak_flops(torch.device("cuda", 0), "bfloat16") == 312e12  # of the last one, an A100
     assert head_flops(num_sampled=100, dim=64) == 51_200
